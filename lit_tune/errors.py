@@ -1,0 +1,104 @@
+"""What a person is told when something is wrong, and the exit code that goes with it.
+
+A message says what is wrong, where (a config key, or file:row) and how to fix it, in at most six lines. The command line
+prints it without a traceback and exits with the class's code; Python users catch :class:`LitTuneError`, a ``ValueError``.
+"""
+
+import difflib
+from collections.abc import Iterable
+from typing import ClassVar
+
+MAX_MESSAGE_LINES = 6
+
+
+class LitTuneError(ValueError):
+    """A problem the person can fix.
+
+    Args:
+        what: One sentence: what is wrong, with the value given and the values allowed.
+        where: The config key (``data.train``) or the place in a file (``train.csv:17``).
+        fix: What to change, in the imperative; shown after ``Fix:``.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, what: str, *, where: str | None = None, fix: str | None = None) -> None:
+        self.what, self.where, self.fix = what, where, fix
+        lines = [f"{where}: {what}" if where else what]
+        if fix:
+            lines.append(f"Fix: {fix}")
+        super().__init__("\n".join(lines))
+
+
+class ConfigError(LitTuneError):
+    """An unknown key, a wrong type, or settings that contradict each other."""
+
+    exit_code = 2
+
+
+class DataError(LitTuneError):
+    """A file that cannot be read, or rows that cannot be trained on."""
+
+    exit_code = 3
+
+
+class ModelError(LitTuneError):
+    """A model, tokenizer or Hub repository that cannot be used."""
+
+    exit_code = 4
+
+
+class HardwareError(LitTuneError):
+    """A device or a process group that is not there."""
+
+    exit_code = 5
+
+
+class NumericsError(LitTuneError):
+    """A loss, gradient or metric that is not a finite number."""
+
+    exit_code = 6
+
+
+class StorageError(LitTuneError):
+    """A run directory, checkpoint or disk that cannot be used."""
+
+    exit_code = 7
+
+
+class OutOfMemory(LitTuneError):
+    """The device's memory is exhausted."""
+
+    exit_code = 8
+
+
+class ProblemList(LitTuneError):
+    """Several independent problems, reported together; the exit code is the first one's.
+
+    Args:
+        problems: At least one error.
+    """
+
+    def __init__(self, problems: list[LitTuneError]) -> None:
+        self.problems = problems
+        self.exit_code = problems[0].exit_code  # type: ignore[misc]
+        ValueError.__init__(self, "\n\n".join(str(p) for p in problems))
+
+
+def raise_problems(problems: list[LitTuneError]) -> None:
+    """Raise what was collected: nothing, the one error, or a :class:`ProblemList`."""
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        raise ProblemList(problems)
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name a typo most probably means, or None.
+
+    >>> nearest("weight_deacy", ["lr", "weight_decay"])
+    'weight_decay'
+    """
+    lowered = {k.lower(): k for k in known}
+    found = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.6)
+    return lowered[found[0]] if found else None
