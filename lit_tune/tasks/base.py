@@ -64,9 +64,6 @@ class Task(ABC):
     auto_class: ClassVar[Any]
     """The HF Auto class that gives the model its head."""
 
-    primary_metric: str
-    """Default of ``checkpoint.monitor`` without the ``val/`` prefix."""
-
     @abstractmethod
     def columns(self) -> list[str]:
         """Columns that must be in every labelled split; the first ones are inputs."""
@@ -105,6 +102,10 @@ class Task(ABC):
     @abstractmethod
     def metric_names(self, spec: Spec) -> dict[str, bool]:
         """Scalar metrics this task logs, without stage prefix -> higher is better."""
+
+    @abstractmethod
+    def primary_metric(self, spec: Spec) -> str:
+        """Default of ``checkpoint.monitor``, without the ``val/`` prefix."""
 
     @abstractmethod
     def build_metrics(self, spec: Spec) -> MetricCollection:
