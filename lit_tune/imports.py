@@ -1,0 +1,185 @@
+"""The import allow-list: what a config may name.
+
+A class path in a YAML file is code that somebody else chose: importing its module already runs it, and an innocent
+module leads to any other through its attributes (``torch.optim.lr_scheduler.partial``). So every path a config names is
+checked against a list of narrow prefixes before anything is imported, and what it finds must be a public class that is
+also *defined* under the list. The list is widened from the command line only (``--allow-import my_package``), never by
+a file.
+
+The command line gives the same list to jsonargparse, whose check has the same two halves::
+
+    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=allowed_imports())
+"""
+
+import importlib
+import inspect
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from lit_tune.errors import ConfigError, nearest
+
+ALLOWED: tuple[str, ...] = (
+    # Not `lit_tune` as a whole: a config that can name `lit_tune.imports.allow_import` can widen this list.
+    "lit_tune.callbacks",
+    "lit_tune.losses",
+    "lit_tune.tasks",
+    "lightning.pytorch.callbacks",
+    "lightning.pytorch.loggers",
+    "lightning.pytorch.plugins",
+    "lightning.pytorch.profilers",
+    "lightning.pytorch.strategies",
+    # `lightning.pytorch.plugins.environments` re-exports these; SLURM and torchelastic users name them.
+    "lightning.fabric.plugins.environments",
+    # Optimizers, schedules, losses. Not `torch`: it has `torch.load`, `torch.hub.load`, `torch.ops.load_library`.
+    "torch.optim",
+    "torch.nn",
+    # Not `transformers`: its pipelines and Auto classes download.
+    "transformers.optimization",
+    "bitsandbytes.optim",
+)
+"""Dotted prefixes a config may name; a prefix covers itself and everything under it."""
+
+_EXTRAS = {"bitsandbytes": "lit-tune[8bit]", "wandb": "lit-tune[wandb]"}
+
+_added: list[str] = []
+
+
+def allow_import(prefix: str) -> None:
+    """Widen the list for this process; for ``--allow-import`` and Python users.
+
+    Args:
+        prefix: A package, module or class: ``my_package.losses``.
+
+    Raises:
+        ConfigError: Not a dotted name, or ``jsonargparse``, through which a config could change the list itself.
+    """
+    if not all(part.isidentifier() for part in prefix.split(".")):
+        raise ConfigError(
+            f"{prefix!r} is not the dotted name of a package or module",
+            where="--allow-import",
+            fix="give a name as in an import statement, e.g. --allow-import my_package.losses",
+        )
+    if prefix.split(".")[0] == "jsonargparse":
+        raise ConfigError(
+            "jsonargparse can change the list of allowed imports, so no config may name it", where="--allow-import"
+        )
+    if prefix not in _added:
+        _added.append(prefix)
+
+
+def allowed_imports() -> list[str]:
+    """The prefixes in force: the built-in ones, then those added by :func:`allow_import`."""
+    return [*ALLOWED, *_added]
+
+
+def is_allowed(path: str) -> bool:
+    """Whether a config may name ``path``.
+
+    >>> is_allowed("torch.optim.RMSprop"), is_allowed("torch.optimizers.X"), is_allowed("os.system")
+    (True, False, False)
+    """
+    return any(path == prefix or path.startswith(prefix + ".") for prefix in allowed_imports())
+
+
+def import_class(path: str, *, where: str, search: Sequence[str] = (), aliases: Iterable[str] = ()) -> Any:
+    """The class a config names.
+
+    Args:
+        path: A dotted path (``torch.optim.RMSprop``), or a bare class name that is looked up in ``search``.
+        where: The config key, for messages.
+        search: Modules to look a bare name up in, in this order.
+        aliases: Names the key accepts besides classes (``adamw``); used for the suggestion only.
+
+    Raises:
+        ConfigError: Not allowed (nothing was imported then), not importable, not there, or not a public class.
+    """
+    if "." not in path:
+        return _find_bare_name(path, where, search, aliases)
+    parts = path.split(".")
+    if not all(part.isidentifier() for part in parts):
+        raise ConfigError(f"{path!r} is not a class path", where=where, fix="write it as package.module.ClassName")
+    if any(part.startswith("_") for part in parts):
+        raise ConfigError(
+            f"{path} is private: a name starts with an underscore", where=where, fix="name a public class"
+        )
+    if not is_allowed(path):
+        raise _not_allowed(path, path, where)
+    module_name, class_name = path.rsplit(".", 1)
+    module = _import_module(module_name, path, where)
+    if not hasattr(module, class_name):
+        raise _unknown(f"{module_name} has no class {class_name}", class_name, _public_classes(module), where)
+    return _checked(getattr(module, class_name), path, where)
+
+
+def _find_bare_name(name: str, where: str, search: Sequence[str], aliases: Iterable[str]) -> Any:
+    known = list(aliases)
+    for module_name in search:
+        module = _import_module(module_name, name, where)
+        classes = _public_classes(module)
+        if name in classes:
+            return _checked(getattr(module, name), f"{module_name}.{name}", where)
+        known += classes
+    places = f"no class of {' or '.join(search)}" if search else "not a class path"
+    raise _unknown(f"{name!r} is {places}", name, known, where)
+
+
+def _unknown(what: str, name: str, known: list[str], where: str) -> ConfigError:
+    guess = nearest(name, known)
+    if guess:
+        return ConfigError(
+            f"{what}; did you mean {guess}?", where=where, fix=f"write {guess}, or a full path package.module.ClassName"
+        )
+    return ConfigError(what, where=where, fix="give the full path of a class: package.module.ClassName")
+
+
+def _not_allowed(path: str, defined_in: str, where: str) -> ConfigError:
+    package = defined_in.split(".")[0]
+    origin = "" if path == defined_in else f" (it is {defined_in})"
+    return ConfigError(
+        f"{path}{origin} is not on the list of imports that a config may name",
+        where=where,
+        fix=f"if you trust it, add --allow-import {package} to the command line (a config cannot)",
+    )
+
+
+def _import_module(module_name: str, path: str, where: str) -> Any:
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        missing = error.name or module_name
+        package = missing.split(".")[0]
+        if package != module_name.split(".")[0] or missing == package:
+            raise ConfigError(
+                f"{path} needs the package {package}, which is not installed",
+                where=where,
+                fix=f"pip install '{_EXTRAS.get(package, package)}'",
+            ) from error
+        raise ConfigError(
+            f"{path}: there is no module {missing}", where=where, fix="check the path for a typo"
+        ) from error
+    except Exception as error:  # a module of the user's may fail in any way at import; that is not a bug of ours
+        raise ConfigError(
+            f"importing {module_name} failed: {type(error).__name__}: {error}",
+            where=where,
+            fix=f"make `import {module_name}` work",
+        ) from error
+
+
+def _checked(found: Any, path: str, where: str) -> Any:
+    """Refuse what an allowed module merely lets through: modules, functions, and classes defined elsewhere."""
+    if not inspect.isclass(found):
+        kind = "module" if inspect.ismodule(found) else type(found).__name__
+        raise ConfigError(f"{path} is a {kind}, not a class", where=where, fix="name a class")
+    defined_in = f"{found.__module__}.{found.__qualname__}"
+    if not is_allowed(defined_in):
+        raise _not_allowed(path, defined_in, where)
+    return found
+
+
+def _public_classes(module: Any) -> list[str]:
+    """Names of the classes a person may mean, without what the module itself imported from elsewhere."""
+    return sorted(
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_") and inspect.isclass(value) and is_allowed(f"{value.__module__}.{name}")
+    )

@@ -1,0 +1,112 @@
+"""Which parameters are not trained."""
+
+import re
+from dataclasses import dataclass
+
+from torch import nn
+
+from lit_tune.errors import ConfigError, nearest
+from lit_tune.models.layers import head_parameter_names
+
+BACKBONE = "backbone"
+"""The pattern that means everything but the head."""
+
+_WHERE = "model.freeze"
+_SHOWN_NAMES = 4
+
+
+@dataclass(frozen=True)
+class FreezeReport:
+    """What was frozen.
+
+    Args:
+        names: Names of the frozen parameters, in the model's order.
+        num_parameters: Their number of elements.
+    """
+
+    names: list[str]
+    num_parameters: int
+
+
+def freeze(model: nn.Module, patterns: list[str]) -> FreezeReport:
+    r"""Switch off ``requires_grad`` of every parameter that a pattern matches.
+
+    Args:
+        model: A Hugging Face model.
+        patterns: Each is ``backbone`` (everything but the head) or a regular expression that is searched in parameter
+            names (``re.search``): ``embeddings``, or ``layer\.[0-5]\.``. A tied parameter has its first name only.
+
+    Raises:
+        ConfigError: A pattern that matches nothing or is no regular expression, or nothing is left to train. The model
+            is unchanged then.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    head = head_parameter_names(model)
+    frozen: set[str] = set()
+    for pattern in patterns:
+        matched = _match(pattern, names, head)
+        if not matched:
+            raise _unmatched(pattern, names)
+        frozen |= matched
+    if not any(p.requires_grad for name, p in model.named_parameters() if name not in frozen):
+        raise ConfigError(
+            f"{' and '.join(patterns)} would freeze every parameter: nothing is left to train",
+            where=_WHERE,
+            fix=f"leave at least the head: freeze: {BACKBONE}",
+        )
+    report = [(name, parameter) for name, parameter in model.named_parameters() if name in frozen]
+    for _, parameter in report:
+        parameter.requires_grad_(False)
+    return FreezeReport([name for name, _ in report], sum(parameter.numel() for _, parameter in report))
+
+
+def frozen_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """The largest submodules that have parameters, none of them trainable: module name -> module.
+
+    They belong in eval mode (their dropout would only add noise to features that cannot adapt). ``model.train()``
+    undoes that, so set it again whenever training mode is switched on.
+    """
+    found: dict[str, nn.Module] = {}
+
+    def visit(name: str, module: nn.Module) -> None:
+        parameters = list(module.parameters())
+        if parameters and not any(p.requires_grad for p in parameters):
+            found[name] = module
+        elif parameters:
+            for child_name, child in module.named_children():
+                visit(f"{name}.{child_name}" if name else child_name, child)
+
+    visit("", model)
+    return found
+
+
+def _match(pattern: str, names: list[str], head: set[str]) -> set[str]:
+    if pattern == BACKBONE:
+        if not head:
+            raise ConfigError(
+                "the model has no head, so that its whole is the backbone",
+                where=_WHERE,
+                fix="name what to freeze by regular expressions, e.g. embeddings",
+            )
+        return set(names) - head
+    try:
+        regex = re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(
+            f"{pattern!r} is not a regular expression: {error}",
+            where=_WHERE,
+            fix=r"write a literal dot as \. and a * as .*",
+        ) from error
+    return {name for name in names if regex.search(name)}
+
+
+def _unmatched(pattern: str, names: list[str]) -> ConfigError:
+    parts = dict.fromkeys([BACKBONE, *(part for name in names for part in name.split(".") if not part.isdigit())])
+    guess = nearest(pattern, parts) or nearest(pattern, names)
+    step = max(1, len(names) // _SHOWN_NAMES)
+    shown = ", ".join(names[::step][:_SHOWN_NAMES])
+    return ConfigError(
+        f"{pattern!r} matches none of the {len(names)} parameter names; some of them: {shown}",
+        where=_WHERE,
+        fix=f"did you mean {guess}?" if guess else f"write {BACKBONE}, or a part of a parameter's name",
+    )
