@@ -1,10 +1,22 @@
-"""TokenizedDataModule: the one LightningDataModule. Raw rows -> checked, split, encoded once, batched exactly."""
+"""TokenizedDataModule: the one LightningDataModule. Encoded splits -> batches, cut exactly."""
 
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
+import datasets
 import lightning as L
+import numpy as np
+from transformers import PreTrainedTokenizerBase
 
-from lit_tune.tasks.base import Task
+from lit_tune.data import cache, splits
+from lit_tune.data.collators import Padding
+from lit_tune.data.loader import BatchLoader, StreamBatches, StreamLoader
+from lit_tune.data.raw_data import RawData
+from lit_tune.data.samplers import EvalBatchSampler, TrainBatchSampler
+from lit_tune.errors import ConfigError
+from lit_tune.models.text_reader import TextReader
+from lit_tune.preparation import Preparation, encode_batch
+from lit_tune.tasks.base import Collator, Features, Spec, Task
 
 
 class TokenizedDataModule(L.LightningDataModule):
@@ -16,9 +28,9 @@ class TokenizedDataModule(L.LightningDataModule):
         dataset: A Hub id, or a folder written by ``datasets.save_to_disk``.
         name: Configuration of the Hub data set, e.g. ``mrpc``.
         revision: Branch, tag or commit of the Hub data set.
-        train_split: Name of the Hub data set's split to train on.
+        train_split: Name of the Hub data set's split to train on; default: ``train``.
         val_split: Split to validate on; default: ``validation``, ``val`` or ``dev``, whichever there is.
-        test_split: Split for ``lit-tune test``.
+        test_split: Split for ``lit-tune test``; default: ``test``.
         train: File(s) to train on: csv, tsv, json, jsonl, parquet, arrow or txt, plain or .gz; a path, a glob or a list.
         val: File(s) to validate on. Without them ``val_fraction`` of train is used.
         test: File(s) for ``lit-tune test``.
@@ -44,6 +56,7 @@ class TokenizedDataModule(L.LightningDataModule):
         model_name_or_path: Set by ``model.model_name_or_path``.
         model_revision: Set by ``model.revision``.
         new_head: Set by ``model.new_head``.
+        config_overrides: Set by ``model.config_overrides``.
         probe_size: Set by ``overfit.probe_size``.
         default_seed: Set by ``seed_everything``.
     """
@@ -83,8 +96,212 @@ class TokenizedDataModule(L.LightningDataModule):
         model_name_or_path: str | None = None,
         model_revision: str | None = None,
         new_head: bool = False,
+        config_overrides: dict[str, Any] = {},  # noqa: B006
         probe_size: int = 1000,
         default_seed: int = 42,
     ) -> None:
         super().__init__()
-        self.task = task
+        if model_name_or_path is None:
+            raise ConfigError("is missing", where="model.model_name_or_path", fix="a Hub id or a folder")
+        self.task, self.dataset, self.streaming = task, dataset, streaming
+        self.train_batch_size, self.eval_batch_size = train_batch_size, eval_batch_size
+        self.seed = default_seed if seed is None else seed
+        self.num_workers, self.pin_memory, self.persistent_workers = num_workers, pin_memory, persistent_workers
+        self.padding_mode, self.pad_to_multiple_of, self.probe_size = padding, pad_to_multiple_of, probe_size
+        self.reader = TextReader(model_name_or_path, model_revision, tokenizer, max_length, dict(config_overrides))
+        self.preparation = Preparation(
+            task=task,
+            raw=RawData(
+                files={"train": train, "val": val, "test": test, "predict": predict},
+                dataset=dataset,
+                name=name,
+                revision=revision,
+                hub_splits={"train": train_split, "val": val_split, "test": test_split},
+                delimiter=delimiter,
+                encoding=encoding,
+                json_field=field,
+            ),
+            reader=self.reader,
+            val_fraction=val_fraction,
+            limits={"train": limit_train, "val": limit_val, "test": limit_test},
+            seed=self.seed,
+            new_head=new_head,
+            num_workers=num_workers,
+            cache_dir=Path(cache_dir) if cache_dir else cache.default_cache_dir(),
+            stream_probe=probe_size,
+        )
+
+    # ---- what others ask ---------------------------------------------------------------------------------------------
+
+    @property
+    def spec(self) -> Spec | None:
+        """What the task read off the labels; None before ``setup``."""
+        return self.preparation.spec
+
+    @spec.setter
+    def spec(self, spec: Spec) -> None:
+        self.preparation.spec = spec
+
+    @property
+    def encoded(self) -> dict[str, datasets.Dataset]:
+        """The encoded splits."""
+        return self.preparation.encoded
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, with a pad token."""
+        return self.reader.tokenizer
+
+    @property
+    def max_length(self) -> int:
+        """Tokens at which a text is cut."""
+        return self.reader.max_length
+
+    @property
+    def text_overlap(self) -> float | None:
+        """Share of val rows whose text also stands in train, where measured."""
+        return self.preparation.text_overlap
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Hash of all that decides the content of train and val."""
+        return self.preparation.fingerprint
+
+    # ---- Lightning's hooks -------------------------------------------------------------------------------------------
+
+    def prepare_data(self) -> None:
+        """Called on one process per node, before the others go on: what it writes to the cache, they read."""
+        self.prepare(self.stage())
+
+    def setup(self, stage: str) -> None:
+        """Called on every process."""
+        self.prepare(stage)
+
+    def stage(self) -> str:
+        """What the trainer was asked to do: ``fit``, ``validate``, ``test`` or ``predict``."""
+        fn = self.trainer.state.fn if self.trainer else None
+        return fn.value if fn is not None else "fit"
+
+    def prepare(self, stage: str) -> None:
+        """Make the splits of a stage ready."""
+        if stage == "fit" and self.streaming:
+            self.preparation.prepare_stream()
+        elif stage == "fit":
+            self.preparation.prepare_fit()
+        else:
+            self.preparation.prepare_eval("val" if stage == "validate" else stage)
+
+    def train_dataloader(self) -> BatchLoader | StreamLoader:
+        """Batches of train for this rank."""
+        stream = self.preparation.stream
+        if stream is not None:
+            cuts = (self.train_batch_size, self.accumulate, self.num_ranks, self.rank)
+            batches = StreamBatches(stream.rows, self.encode_streamed, self.collator(), *cuts, self.seed)
+            return StreamLoader(batches, self.num_workers, self.pins(), self.seed)
+        return BatchLoader(
+            self.encoded["train"],
+            self.train_sampler(),
+            self.collator(),
+            self.num_workers,
+            self.pins(),
+            self.persistent_workers,
+            self.seed,
+        )
+
+    def val_dataloader(self) -> list[BatchLoader]:
+        """Val, and beside it during fit the probe of train."""
+        if "val" not in self.encoded:
+            return []
+        loaders = [self.eval_loader(self.encoded["val"])]
+        probe = self.probe() if self.stage() == "fit" else None
+        return loaders + ([self.eval_loader(probe)] if probe is not None else [])
+
+    def test_dataloader(self) -> BatchLoader:
+        """The test split."""
+        return self.eval_loader(self.encoded["test"])
+
+    def predict_dataloader(self) -> BatchLoader:
+        """The rows to predict."""
+        return self.eval_loader(self.encoded["predict"])
+
+    # ---- batches -----------------------------------------------------------------------------------------------------
+
+    @property
+    def num_ranks(self) -> int:
+        """Processes that work together."""
+        return self.trainer.world_size if self.trainer else 1
+
+    @property
+    def rank(self) -> int:
+        """This process."""
+        return self.trainer.global_rank if self.trainer else 0
+
+    @property
+    def accumulate(self) -> int:
+        """Micro-batches per optimizer step."""
+        return self.trainer.accumulate_grad_batches if self.trainer else 1
+
+    @property
+    def effective_batch(self) -> int:
+        """Rows per optimizer step."""
+        return self.train_batch_size * self.num_ranks * self.accumulate
+
+    def train_sampler(self) -> TrainBatchSampler:
+        """The order of training on this rank."""
+        rows = len(self.encoded["train"])
+        return TrainBatchSampler(rows, self.train_batch_size, self.accumulate, self.num_ranks, self.rank, self.seed)
+
+    def total_steps(self) -> int | None:
+        """Optimizer steps of the whole run, or None where nothing says when it ends.
+
+        Never Lightning's ``estimated_stepping_batches``: it builds the loader before a checkpoint is restored.
+        """
+        trainer = self.trainer
+        assert trainer is not None
+        limit = trainer.max_steps if trainer.max_steps and trainer.max_steps > 0 else None
+        if self.preparation.stream is not None or trainer.max_epochs is None or trainer.max_epochs < 0:
+            return limit
+        batches = len(self.train_sampler())
+        part = trainer.limit_train_batches
+        batches = min(batches, part) if isinstance(part, int) else int(batches * (1.0 if part is None else part))
+        steps = -(-batches // trainer.accumulate_grad_batches) * trainer.max_epochs
+        return min(steps, limit) if limit else steps
+
+    def collator(self) -> Collator:
+        """The task's collator with this run's padding."""
+        assert self.spec is not None
+        padding = Padding(
+            pad_token_id=self.tokenizer.pad_token_id,
+            side=self.tokenizer.padding_side,
+            length=self.max_length if self.padding_mode == "max_length" else None,
+            multiple_of=self.pad_to_multiple_of,
+            pad_token_type_id=self.tokenizer.pad_token_type_id,
+        )
+        return self.task.collator(padding, self.spec)
+
+    def encode_streamed(self, rows: dict[str, list[Any]], position: int) -> Features:
+        """Encode rows of a stream; ``position`` is that of the first."""
+        assert self.spec is not None
+        features = encode_batch(rows, self.task, self.tokenizer, self.spec, self.max_length)
+        features.pop("num_tokens")
+        return features
+
+    def eval_loader(self, rows: datasets.Dataset) -> BatchLoader:
+        """Every row once, in order."""
+        sampler = EvalBatchSampler(len(rows), self.eval_batch_size, self.num_ranks, self.rank)
+        return BatchLoader(rows, sampler, self.collator(), self.num_workers, self.pins(), False, self.seed)
+
+    def probe(self) -> datasets.Dataset | None:
+        """Fixed rows of train that are evaluated beside val, so that the two can be compared."""
+        if self.probe_size == 0:
+            return None
+        if self.preparation.stream is not None:
+            return self.encoded["probe"]
+        train = self.encoded["train"]
+        size = min(self.probe_size, len(self.encoded["val"]), len(train))
+        return train.select(np.sort(splits.subset(len(train), size, self.seed)))
+
+    def pins(self) -> bool:
+        """Whether batches go to page-locked memory."""
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return on_gpu if self.pin_memory is None else self.pin_memory

@@ -1,10 +1,32 @@
-"""FineTuneModule: the one LightningModule. The rule of exactness lives here and nowhere else."""
+"""FineTuneModule: the one LightningModule. The rule of exactness lives here and nowhere else.
 
+    step loss = sum of losses / sum of denominators, over the whole accumulation window and all ranks
+
+Shapes: B examples, T tokens, C classes.
+"""
+
+import logging
+import math
 from typing import Any, Literal
 
 import lightning as L
+import torch
+from torchmetrics import MetricCollection
+from transformers import PretrainedConfig, PreTrainedModel
 
-from lit_tune.tasks.base import Task
+from lit_tune.errors import ConfigError, ModelError
+from lit_tune.metrics import LossMetric, scalars
+from lit_tune.models.freezing import freeze as freeze_parameters
+from lit_tune.models.freezing import frozen_modules
+from lit_tune.models.load import build_model, load_config, set_pad_token
+from lit_tune.optim.optimizers import OptimizerSettings, build_optimizer
+from lit_tune.optim.param_groups import describe_groups
+from lit_tune.optim.schedules import ScheduleSettings, build_schedule
+from lit_tune.tasks.base import Batch, Spec, Task
+
+log = logging.getLogger("lit_tune")
+VAL_STAGES = ("val", "probe")
+"""Names of the validation loaders, in the order the datamodule gives them."""
 
 
 class FineTuneModule(L.LightningModule):
@@ -46,3 +68,271 @@ class FineTuneModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.task = task
+        self.model_name, self.revision, self.config_overrides = model_name_or_path, revision, config_overrides
+        self.from_scratch, self.dtype_name, self.attn_implementation = from_scratch, dtype, attn_implementation
+        self.gradient_checkpointing, self.compile_model, self.new_head = gradient_checkpointing, compile, new_head
+        self.freeze_patterns = [freeze] if isinstance(freeze, str) else list(freeze or [])
+        self.log_parameter_norms = log_parameter_norms
+        self.optimizer_settings = OptimizerSettings(**dict(optimizer or {}))
+        self.schedule_settings = ScheduleSettings(**dict(lr_schedule or {}))
+
+        self.spec: Spec | None = None
+        self.model: PreTrainedModel | None = None
+        self.evaluated: dict[str, dict[str, Any]] = {}
+        """Last computed metrics by stage (``val``, ``probe``, ``test``), tensors and matrices included."""
+        self.num_skipped_steps = 0
+        """Optimizer steps that the fp16 scaler skipped; the schedule did not move on those."""
+        self.last_step: dict[str, Any] = {}
+        """Loss sum, denominator and gradient norm of the newest optimizer step, as tensors."""
+
+    # ---- building ----------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Take the spec from the datamodule, which has read the labels by now."""
+        self.spec = self.trainer.datamodule.spec  # type: ignore[attr-defined]
+        assert self.spec is not None
+        self.hparams["spec"] = self.spec.to_dict()  # plain types: a checkpoint loads with weights_only=True
+
+    def configure_model(self) -> None:
+        """Load the weights, after the data was read and checked."""
+        if self.model is not None:
+            return
+        assert self.spec is not None, "setup() reads the spec"
+        config = self.build_config(self.spec)
+        self.model, report = build_model(
+            self.task.auto_class,
+            self.model_name,
+            config,
+            revision=self.revision,
+            from_scratch=self.from_scratch,
+            dtype=self.dtype_name,
+            attn_implementation=self.attn_implementation,
+            new_head=self.new_head,
+        )
+        fitting = self._trainer is None or self.trainer.state.fn == "fit"
+        if report.new_parameters and not fitting:
+            raise ModelError(
+                f"{self.model_name} has no trained head ({report.new_parameters[0]} is missing)",
+                where="model.model_name_or_path",
+                fix="train it first with `lit-tune fit`, or give the config.yaml of a finished run",
+            )
+        if report.new_parameters:
+            log.info("new weights: %s (not in %s, random)", ", ".join(report.new_parameters[:6]), self.model_name)
+        if self.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if self.freeze_patterns and fitting:
+            frozen = freeze_parameters(self.model, self.freeze_patterns)
+            log.info("frozen: %s parameters in %d tensors", f"{frozen.num_parameters:,}", len(frozen.names))
+        self.train_mode()
+        self.build_metrics(self.spec)
+        if self.compile_model:
+            self.model.compile()  # in place: names in checkpoints and exports stay those of transformers
+
+    def build_config(self, spec: Spec) -> PretrainedConfig:
+        """The model's config with labels, overrides and a pad token."""
+        config = load_config(self.model_name, self.revision, self.config_overrides)
+        self.task.configure(config, spec)
+        if self._trainer is not None:
+            set_pad_token(self.trainer.datamodule.tokenizer, config)  # type: ignore[attr-defined]
+        return config
+
+    def train_mode(self) -> None:
+        """Training mode, dropout on: transformers gives models in eval mode and Lightning leaves them so.
+
+        A submodule without any trainable parameter runs in eval mode: its dropout would only add noise.
+        """
+        assert self.model is not None
+        self.model.train()
+        for name, module in frozen_modules(self.model).items():
+            module.eval()
+            log.info("eval mode, because nothing in it is trained: %s", name)
+
+    def build_metrics(self, spec: Spec) -> None:
+        """One collection and one loss per evaluated stage."""
+        stages = (*VAL_STAGES, "test")
+        self.metrics = torch.nn.ModuleDict({stage: self.task.build_metrics(spec) for stage in stages})
+        self.losses = torch.nn.ModuleDict({stage: LossMetric() for stage in stages})
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Optimizer and schedule of the settings; total steps from the datamodule."""
+        assert self.model is not None
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        # a fused optimizer unscales inside step(), after our hook has read the gradients (norm 5903 for 5.76)
+        optimizer = build_optimizer(self.optimizer_settings, self.model, fused_allowed=not scaled)
+        for line in describe_groups(optimizer.param_groups):
+            log.info(line)
+        total = self.trainer.datamodule.total_steps()  # type: ignore[attr-defined]
+        scheduler = build_schedule(self.schedule_settings, optimizer, total)
+        schedule: dict[str, Any] = {"scheduler": scheduler, "interval": self.schedule_settings.interval}
+        if self.schedule_settings.monitor:
+            schedule["monitor"] = self.schedule_settings.monitor
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    # ---- training: the numerics seam ---------------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        """Scale of the losses, and empty windows."""
+        self._loss_scale = self.loss_scale()
+        self.start_window()
+
+    def loss_scale(self) -> float:
+        """The constant that keeps raw sums small: a power of two, so that dividing by it is exact.
+
+        Raw sums overflow fp16, whose largest number is 65504.
+        """
+        assert self.spec is not None
+        expected = self.trainer.datamodule.effective_batch * self.task.targets_per_row(self.spec)  # type: ignore[attr-defined]
+        return 2.0 ** round(math.log2(max(1.0, expected)))
+
+    def start_window(self) -> None:
+        """Forget the sums of the last accumulation window."""
+        self._window = torch.zeros(2, dtype=torch.float64 if self.device.type != "mps" else torch.float32, device=self.device)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        """A micro-batch: the summed loss over a constant, times what Lightning divides by."""
+        assert self.spec is not None and self.model is not None
+        loss_sum, denominator = self.task.loss(self.task.forward(self.model, batch), batch, self.spec)
+        if batch["is_filler"]:
+            loss_sum, denominator = loss_sum * 0.0, denominator * 0.0
+        self._window += torch.stack([loss_sum.detach(), denominator.detach()]).to(self._window)
+        return loss_sum * (self.trainer.accumulate_grad_batches / self._loss_scale)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Once per optimizer step: divide by the denominator of window and ranks, measure the norm, clip.
+
+        Lightning calls this even without a clip value, after unscaling and before the optimizer. DDP has averaged the
+        gradients over the ranks, which ``world_size`` undoes.
+        """
+        totals = self._window
+        if self.trainer.world_size > 1:
+            totals = self.trainer.strategy.reduce(totals, reduce_op="sum")
+        factor = self._loss_scale * self.trainer.world_size / totals[1]
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = scale_and_clip(gradients, factor, gradient_clip_val, gradient_clip_algorithm)
+        self.last_step = {"loss_sum": totals[0], "denominator": totals[1], "grad_norm": norm}
+        if self.log_parameter_norms:
+            self.last_step["parameter_norms"] = self.parameter_norms()
+        self.start_window()
+
+    def parameter_norms(self) -> dict[str, torch.Tensor]:
+        """Gradient norm of each trainable parameter, as used by the optimizer (after clipping)."""
+        assert self.model is not None
+        return {n: p.grad.norm() for n, p in self.model.named_parameters() if p.grad is not None}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
+        """Advance the schedule, except where the fp16 scaler skipped the optimizer's step."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None and not bool(torch.isfinite(self.last_step["grad_norm"])):
+            self.num_skipped_steps += 1
+            return
+        super().lr_scheduler_step(scheduler, metric)
+
+    # ---- evaluation: every example once ------------------------------------------------------------------------------
+
+    def evaluate_batch(self, stage: str, batch: Batch) -> None:
+        """Add a batch to a stage's sums; a filler takes part in nothing."""
+        if batch["is_filler"]:
+            return
+        assert self.spec is not None and self.model is not None
+        outputs = self.task.forward(self.model, batch)
+        loss_sum, denominator = self.task.loss(outputs, batch, self.spec)
+        self.losses[stage].update(loss_sum, denominator)  # type: ignore[operator]
+        self.task.update_metrics(self.metrics[stage], outputs, batch)  # type: ignore[arg-type]
+
+    def finish_stage(self, stage: str) -> dict[str, float]:
+        """Compute and reset a stage's metrics; scalars under ``stage/name``, NaN where undefined."""
+        collection: MetricCollection = self.metrics[stage]  # type: ignore[assignment]
+        loss = self.losses[stage]
+        self.evaluated[stage] = {"loss": loss.compute(), **collection.compute()}  # type: ignore[operator]
+        loss.reset()  # type: ignore[operator]
+        collection.reset()
+        values = scalars(self.evaluated[stage])
+        return {f"{stage}/{name}": math.nan if v is None else v for name, v in values.items()}
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Val, or the probe of train."""
+        self.evaluate_batch(VAL_STAGES[dataloader_idx], batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Hand the numbers to the callbacks; the metrics logger writes them."""
+        if self.trainer.sanity_checking:
+            for stage in VAL_STAGES:
+                self.losses[stage].reset()  # type: ignore[operator]
+                self.metrics[stage].reset()  # type: ignore[operator]
+            return
+        loaders = self.trainer.val_dataloaders
+        stages = VAL_STAGES[: len(loaders) if isinstance(loaders, list) else 1]
+        for stage in stages:
+            self.log_dict(self.finish_stage(stage), logger=False, add_dataloader_idx=False)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """The test split."""
+        self.evaluate_batch("test", batch)
+
+    def on_test_epoch_end(self) -> None:
+        """Final numbers of the test split."""
+        self.log_dict(self.finish_stage("test"), logger=False)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
+        """One record per row; none for a filler."""
+        if batch["is_filler"]:
+            return []
+        assert self.spec is not None and self.model is not None
+        records = self.task.decode(self.task.forward(self.model, batch), batch, self.spec)
+        return [{"row": row, **record} for row, record in zip(batch["example_ids"], records, strict=True)]
+
+    # ---- what callbacks ask ----------------------------------------------------------------------------------------
+
+    def advice_settings(self) -> dict[str, Any]:
+        """What is set now, for advice that names values to change."""
+        config = self.model.config if self.model is not None else None
+        dropout = next((n for n in DROPOUT_FIELDS if config is not None and hasattr(config, n)), None)
+        settings, trainer, data = self.optimizer_settings, self.trainer, self.trainer.datamodule  # type: ignore[attr-defined]
+        return {
+            "optimizer.lr": settings.lr,
+            "optimizer.weight_decay": settings.weight_decay,
+            "lr_schedule.warmup": self.schedule_settings.warmup,
+            "trainer.max_epochs": trainer.max_epochs,
+            "data.train_batch_size": data.train_batch_size,
+            "num_train_rows": len(data.encoded["train"]) if "train" in data.encoded else None,
+            "num_val_rows": len(data.encoded["val"]) if "val" in data.encoded else None,
+            "model.freeze": self.freeze_patterns or None,
+            "dropout_field": dropout,
+            "dropout": getattr(config, dropout) if dropout else None,
+            "task.init_args.label_smoothing": getattr(self.task, "label_smoothing", None),
+        }
+
+
+DROPOUT_FIELDS = ("hidden_dropout_prob", "dropout", "resid_pdrop", "hidden_dropout", "dropout_rate")
+
+
+def scale_and_clip(
+    gradients: list[torch.Tensor], factor: torch.Tensor, clip_val: float | None, algorithm: str | None
+) -> torch.Tensor:
+    """Multiply gradients by ``factor`` and clip them, in one pass; returns the norm before clipping (0-dim).
+
+    Args:
+        gradients: Changed in place.
+        factor: 0-dim.
+        clip_val: Largest norm, or with ``algorithm="value"`` the largest magnitude of an entry; None or 0 is off.
+        algorithm: ``norm`` (default) or ``value``.
+
+    Raises:
+        ConfigError: There is no gradient at all.
+    """
+    if not gradients:
+        raise ConfigError("no parameter is trained", where="model.freeze", fix="freeze less")
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))) * factor.abs()
+    scale = factor
+    if clip_val and algorithm != "value":
+        scale = factor * torch.clamp(clip_val / (norm + 1e-6), max=1.0)  # 1e-6 as torch.nn.utils.clip_grad_norm_
+    torch._foreach_mul_(gradients, scale.to(gradients[0].dtype) if scale.device == gradients[0].device else float(scale))
+    if clip_val and algorithm == "value":
+        torch._foreach_clamp_min_(gradients, -clip_val)
+        torch._foreach_clamp_max_(gradients, clip_val)
+    return norm

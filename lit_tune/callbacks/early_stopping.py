@@ -1,6 +1,51 @@
 """The ``early_stopping`` section."""
 
-from lightning.pytorch.callbacks import Callback
+import logging
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback, EarlyStopping
+
+from lit_tune.callbacks.monitor import mode_of, resolve_monitor
+
+log = logging.getLogger("lit_tune")
+
+
+class PatientStopping(EarlyStopping):
+    """Lightning's early stopping with the metric's own direction and a line that says why it stops.
+
+    Args:
+        monitor: Full metric name, or None for the task's primary metric.
+        patience: Validations without improvement.
+        min_delta: Smallest improvement that counts.
+    """
+
+    def __init__(self, monitor: str | None, patience: int, min_delta: float) -> None:
+        super().__init__(monitor=monitor or "val/loss", patience=patience, min_delta=min_delta, verbose=False)
+        self.asked = monitor
+        self.said = False
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Resolve the metric and its direction."""
+        if stage == "fit":
+            self.monitor, higher = resolve_monitor(trainer, self.asked, "early_stopping.monitor")
+            self.mode = mode_of(higher)
+            sign = 1 if higher else -1
+            self.min_delta = sign * abs(self.min_delta)
+            self.best_score = self.best_score.new_tensor(-sign * float("inf"))
+        super().setup(trainer, pl_module, stage)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say it once, with the numbers."""
+        super().on_validation_end(trainer, pl_module)
+        if trainer.should_stop and self.stopped_epoch and not self.said:
+            self.said = True
+            log.info(
+                "early stopping: %s did not improve on %.4f for %d validations, at step %d",
+                self.monitor,
+                float(self.best_score),
+                self.wait_count,
+                trainer.global_step,
+            )
 
 
 def build_early_stopping(
@@ -13,4 +58,4 @@ def build_early_stopping(
         min_delta: Smallest change that counts as an improvement.
         monitor: Metric to watch; default: ``checkpoint.monitor``.
     """
-    return []
+    return [] if patience is None else [PatientStopping(monitor, patience, min_delta)]

@@ -3,7 +3,10 @@
 from pathlib import Path
 from typing import Literal
 
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+
+from lit_tune.callbacks.jsonl_metrics import JsonlLogger
+from lit_tune.errors import ConfigError
 
 LoggerName = Literal["tensorboard", "csv", "wandb", "none"]
 
@@ -27,5 +30,35 @@ def build_loggers(
         name: Name of the W&B run; default: the run directory's name.
         tags: W&B tags.
         notes: W&B notes.
+
+    Raises:
+        ConfigError: ``none`` beside others, or wandb is not installed.
     """
-    return []
+    if "none" in names and len(names) > 1:
+        raise ConfigError("'none' stands alone", where="logger", fix="logger: none, or leave it out of the list")
+    loggers: list[Logger] = [JsonlLogger(run_dir / "metrics.jsonl")]
+    if "tensorboard" in names:
+        loggers.append(TensorBoardLogger(run_dir, name="tensorboard", version=""))
+    if "csv" in names:
+        loggers.append(CSVLogger(run_dir, name="csv", version=""))
+    if "wandb" in names:
+        loggers.append(build_wandb(run_dir, project, entity, name, tags, notes))
+    return loggers
+
+
+def build_wandb(
+    run_dir: Path, project: str | None, entity: str | None, name: str | None, tags: list[str] | None, notes: str | None
+) -> Logger:
+    """The W&B logger; the key comes from the environment or ``wandb login``, never from a config."""
+    try:
+        import wandb  # noqa: F401
+    except ImportError as e:
+        raise ConfigError(
+            "the wandb package is not installed", where="logger", fix="pip install 'lit-tune[wandb]'"
+        ) from e
+    from lightning.pytorch.loggers import WandbLogger
+
+    run_dir.mkdir(parents=True, exist_ok=True)
+    return WandbLogger(
+        save_dir=run_dir, project=project or "lit-tune", entity=entity, name=name or run_dir.name, tags=tags, notes=notes
+    )

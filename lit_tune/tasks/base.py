@@ -8,20 +8,27 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torchmetrics import MetricCollection
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from lit_tune.data.collators import Padding
+from lit_tune.data.sources import Split
 
 Rows = dict[str, list[Any]]
 """A batch of raw rows as ``datasets.map(batched=True)`` gives them: column name -> values."""
 
 Features = dict[str, list[Any]]
-"""A batch of encoded examples: ``input_ids`` etc. -> one list (or number) per example."""
+"""A batch of encoded examples, one entry per row: ``input_ids``, ``num_tokens`` (before cutting), ``labels`` ..."""
 
 Batch = dict[str, Any]
-"""Tensors ``(B, T)`` under HF's names, plus ``example_ids`` (list of B ints) and ``is_filler`` (bool): see data.loader."""
+"""Tensors ``(B, T)`` under HF's names, plus ``example_ids`` (B row numbers) and ``is_filler`` (see ``data.loader``)."""
 
 Collator = Callable[[list[dict[str, Any]]], Batch]
+
+BOOKKEEPING = ("labels", "example_ids", "is_filler")
+"""Keys of a batch that the model never sees. Without labels its head computes no loss of its own."""
 
 
 @dataclass(frozen=True)
@@ -29,20 +36,20 @@ class Spec:
     """What a task reads off the train split; plain data, so that it can live in a checkpoint, a cache and a manifest.
 
     Args:
-        problem_type: transformers' ``config.problem_type``: ``single_label_classification``,
-            ``multi_label_classification`` or ``regression``.
+        problem_type: transformers' ``config.problem_type``.
         label_names: Class names in the order of their ids; empty for regression.
-        label_counts: Rows per class in the train split, same order; empty for regression or where unknown (streaming).
+        label_values: How the data writes each class, same order: differs from the names where a ClassLabel or the model
+            names the integers of a file.
+        label_counts: Rows per class in the train split, same order; empty where unknown (streaming, regression).
         num_rows: Rows of the train split; 0 where unknown (streaming).
-        target_mean: Mean target of the train split (regression).
         baseline: What a model that ignores its input scores on train, by metric name (``accuracy``, ``loss``, ...).
     """
 
     problem_type: str
     label_names: list[str] = field(default_factory=list)
+    label_values: list[str] = field(default_factory=list)
     label_counts: list[int] = field(default_factory=list)
     num_rows: int = 0
-    target_mean: float = 0.0
     baseline: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -65,43 +72,81 @@ class Task(ABC):
     """The HF Auto class that gives the model its head."""
 
     @abstractmethod
-    def columns(self) -> list[str]:
-        """Columns that must be in every labelled split; the first ones are inputs."""
+    def settings(self) -> dict[str, Any]:
+        """The init arguments that decide what ``encode`` returns: part of the cache key."""
 
     @abstractmethod
-    def inspect(self, columns: dict[str, Any], locate: Callable[[int], str]) -> Spec:
+    def inspect(self, train: Split, model_config: PretrainedConfig, new_head: bool) -> Spec:
         """Read the problem off the train split.
 
         Args:
-            columns: Column name -> all values of the train split.
-            locate: Row number -> ``file:row`` for messages.
+            train: The whole raw split, before anything is held out.
+            model_config: A head that was trained for the same labels is kept, in its order.
+            new_head: The head is replaced, so its labels do not matter.
 
         Raises:
             DataError: Labels that are null, of mixed types, or contradict the settings.
+            ModelError: A head for other labels, without ``new_head``.
         """
 
     @abstractmethod
-    def encode(self, rows: Rows, tokenizer: PreTrainedTokenizerBase, spec: Spec, max_length: int) -> Features:
-        """Rows -> features as lists. Pure and batched, so that the datamodule can cache the result."""
+    def spec_of_model(self, model_config: PretrainedConfig) -> Spec:
+        """The spec of a model that already has a head, for evaluation without training data."""
 
     @abstractmethod
-    def collator(
-        self, tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig, pad_to: int | None, multiple_of: int | None
-    ) -> Collator:
+    def check(self, split: Split, spec: Spec, labelled: bool = True) -> list[str]:
+        """Find rows that cannot be used, before anything is tokenized; returns remarks worth saying.
+
+        Raises:
+            DataError: A missing column, a null, or a label that train lacks, with ``file:row``.
+        """
+
+    @abstractmethod
+    def is_unlabelled(self, split: Split) -> bool:
+        """Whether no row of the split has a label (test splits of benchmarks)."""
+
+    @abstractmethod
+    def without_labels(self, split: Split) -> Split:
+        """The split without its label column, for prediction."""
+
+    @abstractmethod
+    def strata(self, split: Split, spec: Spec) -> np.ndarray | None:
+        """(N,) groups whose shares a held-out split should keep, or None."""
+
+    @abstractmethod
+    def summarize(self, train: Split, spec: Spec) -> Spec:
+        """Add counts and baseline of the rows that are trained on."""
+
+    @abstractmethod
+    def texts(self, rows: Rows) -> list[str]:
+        """One string per row: what two rows must share to count as the same example in two splits."""
+
+    @abstractmethod
+    def encode(self, rows: Rows, tokenizer: PreTrainedTokenizerBase, spec: Spec, max_length: int) -> Features:
+        """Rows -> features as lists. Pure and batched, so that the result can be cached."""
+
+    @abstractmethod
+    def collator(self, padding: Padding, spec: Spec) -> Collator:
         """Features -> batch of tensors ``(B, T)``."""
 
+    def configure(self, model_config: PretrainedConfig, spec: Spec) -> None:  # noqa: B027 - many tasks need nothing
+        """Write labels and problem type into the model's config."""
+
     def forward(self, model: PreTrainedModel, batch: Batch) -> Any:
-        """Run the model without labels, so that its head computes no loss of its own."""
-        skip = ("labels", "example_ids", "is_filler")
-        return model(**{k: v for k, v in batch.items() if k not in skip})
+        """Run the model without labels."""
+        return model(**{k: v for k, v in batch.items() if k not in BOOKKEEPING})
 
     @abstractmethod
-    def loss(self, outputs: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def loss(self, outputs: Any, batch: Batch, spec: Spec) -> tuple[torch.Tensor, torch.Tensor]:
         """(Summed loss, denominator), never a mean: the module divides once, over window and ranks."""
+
+    def targets_per_row(self, spec: Spec) -> float:
+        """Expected denominator of one row; only the scale of fp16 losses depends on it."""
+        return 1.0
 
     @abstractmethod
     def metric_names(self, spec: Spec) -> dict[str, bool]:
-        """Scalar metrics this task logs, without stage prefix -> higher is better."""
+        """Scalar metrics that are logged, without stage prefix -> higher is better."""
 
     @abstractmethod
     def primary_metric(self, spec: Spec) -> str:
@@ -118,3 +163,7 @@ class Task(ABC):
     @abstractmethod
     def decode(self, outputs: Any, batch: Batch, spec: Spec) -> list[dict[str, Any]]:
         """One JSON-able record per example, in batch order."""
+
+    @abstractmethod
+    def report(self, metrics: dict[str, Any], spec: Spec) -> str:
+        """The test report a person reads, from computed metrics (tensors, matrices included)."""

@@ -3,17 +3,34 @@
 Shapes: B examples, T tokens, C classes (1 for regression).
 """
 
+from dataclasses import replace
 from typing import Any, Literal
 
-from lit_tune.tasks.base import Task
+import numpy as np
+import torch
+from torchmetrics import MetricCollection
+from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedTokenizerBase
+
+from lit_tune import losses, metrics
+from lit_tune.data import checks, labels, splits
+from lit_tune.data.collators import Padding, TextCollator
+from lit_tune.data.sources import Split, class_label_names
+from lit_tune.errors import ConfigError, DataError, ModelError
+from lit_tune.imports import import_class
+from lit_tune.tasks.base import Batch, Collator, Features, Rows, Spec, Task
+from lit_tune.tasks.classification_report import report_text
+
+SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
+PROBLEM_OF_KIND = {"class": SINGLE, "multi": MULTI, "number": REGRESSION}
+ProblemType = Literal["auto", "single_label_classification", "multi_label_classification", "regression"]
 
 
 class SequenceClassification(Task):
     """One label, a set of labels or a number for each text, or for two or more texts read together.
 
     Args:
-        text_columns: Columns with the text. Two are encoded as a pair (``[CLS] a [SEP] b [SEP]``); the third and further
-            ones are joined to the second with the tokenizer's separator.
+        text_columns: Columns with the text. Two are encoded as a pair (``[CLS] a [SEP] b [SEP]``); further ones are
+            joined to the second with the tokenizer's separator.
         label_column: Column with the label: strings, ints, bools or integral floats (classes), lists of them
             (multi-label), other numbers (regression).
         problem_type: ``auto`` reads it off the labels. A value that the labels contradict is an error.
@@ -29,13 +46,13 @@ class SequenceClassification(Task):
             ``(logits, labels)`` to per-target losses. Replaces the built-in loss.
     """
 
+    auto_class = AutoModelForSequenceClassification
+
     def __init__(
         self,
         text_columns: list[str] = ["text"],  # noqa: B006 - never mutated; a plain default prints as itself in --help
         label_column: str = "label",
-        problem_type: Literal[
-            "auto", "single_label_classification", "multi_label_classification", "regression"
-        ] = "auto",
+        problem_type: ProblemType = "auto",
         label_names: list[str] | None = None,
         threshold: float = 0.5,
         class_weights: Literal["balanced"] | list[float] | None = None,
@@ -44,5 +61,331 @@ class SequenceClassification(Task):
         focal_gamma: float | None = None,
         loss: str | dict[str, Any] | None = None,
     ) -> None:
+        if not text_columns:
+            raise ConfigError("needs at least one column", where="task.init_args.text_columns", fix="[text]")
         self.text_columns = list(text_columns)
         self.label_column = label_column
+        self.problem_type = problem_type
+        self.label_names = label_names
+        self.threshold = threshold
+        self.class_weights, self.pos_weight = class_weights, pos_weight
+        self.label_smoothing, self.focal_gamma = label_smoothing, focal_gamma
+        self.own_loss = build_own_loss(loss) if loss else None
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "text_columns": self.text_columns,
+            "label_column": self.label_column,
+            "problem_type": self.problem_type,
+            "label_names": self.label_names,
+        }
+
+    # ---- reading the labels ------------------------------------------------------------------------------------------
+
+    def inspect(self, train: Split, model_config: PretrainedConfig, new_head: bool) -> Spec:
+        self.require(train, labelled=True)
+        names = self.label_names or class_label_names(train, self.label_column)
+        if not train.is_streamed:
+            spec = self.spec_of_values(train.column(self.label_column), names, train)
+        else:
+            if self.problem_type == REGRESSION:
+                spec = Spec(REGRESSION)
+            elif names:
+                spec = Spec(MULTI if self.problem_type == MULTI else SINGLE, list(names), list(names))
+            else:
+                raise ConfigError(
+                    "a stream cannot be read to the end to find its labels",
+                    where="task.init_args.label_names",
+                    fix="list the class names, or problem_type: regression",
+                )
+        self.check_settings(spec)
+        return spec if new_head else keep_head(spec, model_config)
+
+    def spec_of_values(self, values: list[Any], names: list[str] | None, train: Split) -> Spec:
+        """The spec of a column of labels."""
+        kind = labels.label_kind(values, train.locate)
+        found = PROBLEM_OF_KIND[kind]
+        if found == SINGLE and self.problem_type == REGRESSION:
+            labels.encode_numbers(values, train.locate)  # "3" and 3 are numbers too; "good" is not
+            found = REGRESSION
+        if self.problem_type not in ("auto", found):
+            raise DataError(
+                f"the labels look like {found}, e.g. {values[0]!r} in {train.locate(0)}",
+                where="task.init_args.problem_type",
+                fix=f"{found} instead of {self.problem_type}, or another label_column",
+            )
+        if found == REGRESSION:
+            return Spec(REGRESSION)
+        as_written = labels.class_names(values, class_label_names(train, self.label_column))
+        if class_label_names(train, self.label_column):
+            as_integers = [str(i) for i in range(len(as_written))]
+            return Spec(found, self.label_names or as_written, as_integers)
+        if self.label_names:
+            unknown = [v for v in as_written if v not in self.label_names]
+            if not unknown:
+                return Spec(found, list(self.label_names), list(self.label_names))
+            if len(as_written) != len(self.label_names) or not all(v.lstrip("-").isdigit() for v in as_written):
+                raise DataError(
+                    f"the data holds labels that are not listed: {', '.join(unknown[:5])}",
+                    where="task.init_args.label_names",
+                    fix=f"all of: {', '.join(as_written[:12])}",
+                )
+            return Spec(found, list(self.label_names), as_written)
+        if found == SINGLE and len(as_written) < 2:
+            raise DataError(
+                f"every row has the label {as_written[0]!r}: there is nothing to learn",
+                where=f"column {self.label_column}",
+                fix="data with at least two classes",
+            )
+        return Spec(found, as_written, as_written)
+
+    def check_settings(self, spec: Spec) -> None:
+        """Settings that this problem would ignore, or that do not fit its number of classes."""
+        where = "task.init_args."
+        only = {"class_weights": SINGLE, "pos_weight": MULTI}
+        for name, problem in only.items():
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if spec.problem_type != problem:
+                raise ConfigError(f"has no effect on {spec.problem_type}", where=where + name, fix="leave it out")
+            if value != "balanced" and len(value) != spec.num_labels:
+                raise ConfigError(
+                    f"{len(value)} numbers for {spec.num_labels} classes ({', '.join(spec.label_names[:8])})",
+                    where=where + name,
+                    fix="one number per class, in this order, or balanced",
+                )
+            if value == "balanced" and spec.num_rows == 0 and not spec.label_counts and self.label_names is None:
+                continue
+        if spec.problem_type == REGRESSION and (self.label_smoothing or self.focal_gamma is not None):
+            name = "label_smoothing" if self.label_smoothing else "focal_gamma"
+            raise ConfigError("has no effect on regression", where=where + name, fix="leave it out")
+
+    def spec_of_model(self, model_config: PretrainedConfig) -> Spec:
+        problem = model_config.problem_type or (self.problem_type if self.problem_type != "auto" else None)
+        if problem == REGRESSION or (problem is None and model_config.num_labels == 1):
+            return Spec(REGRESSION)
+        names = [model_config.id2label[i] for i in range(model_config.num_labels)]
+        return Spec(problem or SINGLE, names, names)
+
+    def require(self, split: Split, labelled: bool) -> None:
+        """Demand the columns."""
+        wanted = {"task.init_args.text_columns": self.text_columns}
+        if labelled:
+            wanted["task.init_args.label_column"] = [self.label_column]
+        for key, columns in wanted.items():
+            checks.require_columns(split.column_names, columns, where=split.title, keys=key)
+
+    def check(self, split: Split, spec: Spec, labelled: bool = True) -> list[str]:
+        self.require(split, labelled)
+        remarks = []
+        for column in self.text_columns:
+            empty = checks.check_texts(split.column(column), column, split.locate)
+            if empty:
+                remarks.append(f"{split.title}: {empty:,} empty cells in column {column!r}")
+        if labelled:
+            self.encode_labels(split.column(self.label_column), spec, split)
+        return remarks
+
+    def encode_labels(self, values: list[Any], spec: Spec, split: Split | None = None) -> Any:
+        """Raw labels -> ids (N,), lists of ids, or float64 numbers (N,)."""
+        locate = split.locate if split else (lambda i: f"row {i + 1} of the batch")
+        if spec.problem_type == REGRESSION:
+            return labels.encode_numbers(values, locate)
+        written = spec.label_values
+        if spec.label_names != written and any(isinstance(v, str) and v in spec.label_names for v in values[:100]):
+            written = spec.label_names  # a test file may write the names of what train numbers
+        if spec.problem_type == MULTI:
+            return labels.encode_multi_labels(values, written, locate)
+        return labels.encode_class_labels(values, written, locate)
+
+    def is_unlabelled(self, split: Split) -> bool:
+        return self.label_column not in split.column_names or labels.is_unlabelled(split.column(self.label_column))
+
+    def without_labels(self, split: Split) -> Split:
+        if self.label_column not in split.column_names:
+            return split
+        return replace(split, rows=split.rows.remove_columns(self.label_column))
+
+    def strata(self, split: Split, spec: Spec) -> np.ndarray | None:
+        encoded = self.encode_labels(split.column(self.label_column), spec, split)
+        if spec.problem_type == SINGLE:
+            return np.asarray(encoded)
+        if spec.problem_type == REGRESSION:
+            return splits.quantile_bins(np.asarray(encoded))
+        return None  # label sets: too many combinations to keep the share of each
+
+    def summarize(self, train: Split, spec: Spec) -> Spec:
+        values = train.column(self.label_column)
+        encoded = self.encode_labels(values, spec, train)
+        counts: list[int] = []
+        if spec.problem_type == SINGLE:
+            counts = np.bincount(encoded, minlength=spec.num_labels).tolist()
+        elif spec.problem_type == MULTI:
+            counts = np.bincount([i for row in encoded for i in row], minlength=spec.num_labels).tolist()
+        numbers = np.asarray(encoded) if spec.problem_type == REGRESSION else None
+        baseline = metrics.baseline_scores(spec.problem_type, counts, len(values), numbers)
+        plain = {k: float(v) for k, v in baseline.items() if v is not None and np.isfinite(v)}
+        return Spec(spec.problem_type, spec.label_names, spec.label_values, counts, len(values), plain)
+
+    # ---- rows to tensors ---------------------------------------------------------------------------------------------
+
+    def texts(self, rows: Rows) -> list[str]:
+        return ["\n".join(parts) for parts in zip(*(rows[c] for c in self.text_columns), strict=True)]
+
+    def encode(self, rows: Rows, tokenizer: PreTrainedTokenizerBase, spec: Spec, max_length: int) -> Features:
+        """Tokenize once without cutting, so that what is cut can be counted; only rows that are too long go twice."""
+        columns = [rows[c] for c in self.text_columns]
+        texts = [columns[0]]
+        if len(columns) > 1:
+            joint = f" {tokenizer.sep_token or tokenizer.eos_token or ''} "
+            texts.append([joint.join(parts) for parts in zip(*columns[1:], strict=True)])
+        whole = tokenizer(*texts, truncation=False, return_attention_mask=False, verbose=False)
+        num_tokens = [len(ids) for ids in whole["input_ids"]]
+        features: Features = {k: list(v) for k, v in whole.items()}
+        long = [i for i, n in enumerate(num_tokens) if n > max_length]
+        if long:
+            short = tokenizer(
+                *[[t[i] for i in long] for t in texts],
+                truncation="longest_first",
+                max_length=max_length,
+                return_attention_mask=False,
+            )
+            for name, values in short.items():
+                for i, value in zip(long, values, strict=True):
+                    features[name][i] = value
+        features["num_tokens"] = num_tokens
+        if self.label_column in rows:
+            encoded = self.encode_labels(rows[self.label_column], spec)
+            features["labels"] = encoded.tolist() if isinstance(encoded, np.ndarray) else encoded
+        return features
+
+    def collator(self, padding: Padding, spec: Spec) -> Collator:
+        kinds: dict[str, Literal["class", "multi", "number"]] = {SINGLE: "class", MULTI: "multi", REGRESSION: "number"}
+        return TextCollator(padding, kinds[spec.problem_type], spec.num_labels)
+
+    def configure(self, model_config: PretrainedConfig, spec: Spec) -> None:
+        model_config.problem_type = spec.problem_type
+        names = spec.label_names or ["LABEL_0"]
+        model_config.id2label = dict(enumerate(names))
+        model_config.label2id = {name: i for i, name in enumerate(names)}
+
+    # ---- loss, metrics, predictions ----------------------------------------------------------------------------------
+
+    def loss(self, outputs: Any, batch: Batch, spec: Spec) -> tuple[torch.Tensor, torch.Tensor]:
+        logits, target = outputs.logits, batch["labels"]
+        if self.own_loss is not None:
+            return losses.per_target(self.own_loss, logits, target)
+        if spec.problem_type == REGRESSION:
+            return losses.mean_squared_error(logits, target)
+        gamma, smoothing = self.focal_gamma, self.label_smoothing
+        if spec.problem_type == MULTI:
+            weight = self.weights(self.pos_weight, spec, logits.device)
+            if gamma is not None:
+                return losses.binary_focal(logits, target, gamma=gamma, pos_weight=weight)
+            return losses.binary_cross_entropy(logits, target, pos_weight=weight, label_smoothing=smoothing)
+        weight = self.weights(self.class_weights, spec, logits.device)
+        if gamma is not None:
+            return losses.focal(logits, target, gamma=gamma, class_weights=weight)
+        return losses.cross_entropy(logits, target, class_weights=weight, label_smoothing=smoothing)
+
+    def weights(self, setting: str | list[float] | None, spec: Spec, device: torch.device) -> torch.Tensor | None:
+        """The class or positive weights as (C,) float32."""
+        if setting is None:
+            return None
+        if isinstance(setting, str):
+            if spec.problem_type == MULTI:
+                setting = losses.balanced_pos_weight(spec.label_counts, spec.num_rows)
+            else:
+                setting = losses.balanced_class_weights(spec.label_counts)
+        return torch.tensor(setting, dtype=torch.float32, device=device)
+
+    def targets_per_row(self, spec: Spec) -> float:
+        return float(spec.num_labels) if spec.problem_type == MULTI else 1.0
+
+    def metric_names(self, spec: Spec) -> dict[str, bool]:
+        return metrics.metric_directions(spec.problem_type, spec.label_names)
+
+    def primary_metric(self, spec: Spec) -> str:
+        return {SINGLE: "accuracy", MULTI: "f1_micro", REGRESSION: "r2"}[spec.problem_type]
+
+    def build_metrics(self, spec: Spec) -> MetricCollection:
+        if spec.problem_type == REGRESSION:
+            return metrics.regression_metrics()
+        if spec.problem_type == MULTI:
+            return metrics.multi_label_metrics(spec.label_names, self.threshold)
+        return metrics.single_label_metrics(spec.label_names)
+
+    def update_metrics(self, metrics: MetricCollection, outputs: Any, batch: Batch) -> None:
+        logits = outputs.logits.float()
+        metrics.update(logits.squeeze(-1) if logits.shape[-1] == 1 else logits, batch["labels"])
+
+    def decode(self, outputs: Any, batch: Batch, spec: Spec) -> list[dict[str, Any]]:
+        logits = outputs.logits.float()
+        if spec.problem_type == REGRESSION:
+            return [{"prediction": value} for value in logits.squeeze(-1).tolist()]
+        if spec.problem_type == MULTI:
+            probabilities = logits.sigmoid().tolist()
+            return [
+                {
+                    "labels": [n for n, p in zip(spec.label_names, row, strict=True) if p > self.threshold],
+                    "probabilities": dict(zip(spec.label_names, row, strict=True)),
+                }
+                for row in probabilities
+            ]
+        probabilities = logits.softmax(-1).tolist()
+        best = logits.argmax(-1).tolist()
+        return [
+            {"label": spec.label_names[i], "probabilities": dict(zip(spec.label_names, row, strict=True))}
+            for i, row in zip(best, probabilities, strict=True)
+        ]
+
+    def report(self, metrics: dict[str, Any], spec: Spec) -> str:
+        return report_text(metrics, spec)
+
+
+def build_own_loss(loss: str | dict[str, Any]) -> Any:
+    """An instance of the user's loss class."""
+    where = "task.init_args.loss"
+    settings = {"class_path": loss} if isinstance(loss, str) else loss
+    if "class_path" not in settings:
+        raise ConfigError("has no class_path", where=where, fix="{class_path: my_package.MyLoss, init_args: {...}}")
+    cls = import_class(settings["class_path"], where=where, search=("torch.nn",))
+    arguments = dict(settings.get("init_args") or {})
+    if cls.__module__.startswith("torch.nn"):
+        arguments["reduction"] = "none"  # a mean would hide the number of targets
+    try:
+        return cls(**arguments)
+    except TypeError as e:
+        raise ConfigError(f"{settings['class_path']}: {e}", where=where, fix="arguments that the class takes") from e
+
+
+def keep_head(spec: Spec, config: PretrainedConfig) -> Spec:
+    """Fit the labels to a head the model may already have.
+
+    A config without ``id2label`` of its own (``LABEL_0`` ...) and without a classification architecture has no head.
+
+    Raises:
+        ModelError: The head was trained for other labels.
+    """
+    architectures = getattr(config, "architectures", None) or []
+    if not any(a.endswith("ForSequenceClassification") for a in architectures):
+        return spec
+    if spec.problem_type == REGRESSION:
+        if config.num_labels == 1:
+            return spec
+    else:
+        names = [config.id2label[i] for i in range(config.num_labels)]
+        if sorted(names) == sorted(spec.label_names):
+            values = [spec.label_values[spec.label_names.index(n)] for n in names]
+            return Spec(spec.problem_type, names, values)
+        if len(names) == len(spec.label_names) and spec.label_values == [str(i) for i in range(len(names))]:
+            generic = all(n == f"LABEL_{i}" for i, n in enumerate(names))
+            return Spec(spec.problem_type, spec.label_names if generic else names, spec.label_values)
+    have = "a number" if config.num_labels == 1 else ", ".join(config.id2label[i] for i in range(config.num_labels))[:120]
+    raise ModelError(
+        f"the model has a head for other labels ({have}) than the data "
+        f"({', '.join(spec.label_names)[:120] or 'a number'})",
+        where="model.new_head",
+        fix="model.new_head: true replaces the head; or data with the model's labels",
+    )

@@ -1,0 +1,125 @@
+"""best/: what the user came for. The best weights as a folder that ``from_pretrained`` loads, verified."""
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from lit_tune.callbacks.checkpoints import BestCheckpoint
+from lit_tune.callbacks.model_card import model_card
+from lit_tune.callbacks.overfit_detector import OverfitCallback
+from lit_tune.callbacks.run_record import RunRecord
+from lit_tune.errors import StorageError
+
+log = logging.getLogger("lit_tune")
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
+"""Largest relative difference of reloaded logits; other dtypes: 1e-2."""
+
+
+class HFExport(Callback):
+    """Writes ``best/`` when training ends, reloads it and compares one batch.
+
+    The module keeps the best weights afterwards, as HF Trainer's ``load_best_model_at_end`` does.
+
+    Args:
+        record: The run's record; it is closed here, after the export is verified.
+    """
+
+    def __init__(self, record: RunRecord) -> None:
+        self.record = record
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Export, verify, close the record."""
+        if trainer.fast_dev_run or trainer.interrupted:
+            return
+        source = self.load_best(trainer, pl_module)
+        overfit = next((c for c in trainer.callbacks if isinstance(c, OverfitCallback)), None)
+        verdict = overfit.summary() if overfit is not None else None
+        if trainer.is_global_zero:
+            target = self.record.run_dir.best
+            logits = reference_logits(trainer, pl_module)
+            export(pl_module, trainer, target, model_card(trainer, pl_module, self.record, verdict))
+            verify(pl_module, trainer, target, logits)
+            self.record.finish(trainer, {"exported": source, "verdict": verdict})
+        trainer.strategy.barrier("export")
+
+    def load_best(self, trainer: L.Trainer, pl_module: L.LightningModule) -> str:
+        """Put the best weights into the module; returns which they are."""
+        best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), None)
+        if best is None or not best.best_model_path:
+            return "last weights"
+        path = trainer.strategy.broadcast(best.best_model_path)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        pl_module.load_state_dict(checkpoint["state_dict"])
+        return Path(path).name
+
+
+def export(pl_module: Any, trainer: L.Trainer, target: Path, card: str) -> None:
+    """Write the folder beside its place, then rename.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
+    temporary = target.with_name(f".{target.name}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        pl_module.model.save_pretrained(temporary)
+        trainer.datamodule.tokenizer.save_pretrained(temporary)  # type: ignore[attr-defined]
+        (temporary / "README.md").write_text(card, "utf-8")
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.rename(target)
+    except OSError as e:
+        raise StorageError(f"cannot write the export: {e.strerror}", where=str(target), fix="free some space") from e
+
+
+def first_batch(trainer: L.Trainer) -> dict[str, Any]:
+    """A batch of val, else of train, on the CPU."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    name = next(n for n in ("val", "probe", "train") if n in data.encoded)
+    rows = data.encoded[name]
+    features = [rows[i] for i in range(min(8, len(rows)))]
+    return data.collator()(features)
+
+
+@torch.inference_mode()
+def logits_of(task: Any, model: Any, batch: dict[str, Any], device: torch.device) -> torch.Tensor:
+    """Logits without autocast, in eval mode, on the CPU."""
+    was_training = model.training
+    model.eval()
+    moved = {k: v.to(device) for k, v in batch.items()}
+    logits = task.forward(model, moved).logits.detach().cpu()
+    model.train(was_training)
+    return logits
+
+
+def reference_logits(trainer: L.Trainer, pl_module: Any) -> torch.Tensor | None:
+    """Logits of the weights in memory."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    if not data.encoded:
+        return None
+    return logits_of(pl_module.task, pl_module.model, first_batch(trainer), pl_module.device)
+
+
+def verify(pl_module: Any, trainer: L.Trainer, target: Path, expected: torch.Tensor | None) -> None:
+    """Reload the export as anyone would and compare.
+
+    Raises:
+        StorageError: It does not load, or gives other logits.
+    """
+    model = pl_module.task.auto_class.from_pretrained(target, dtype=pl_module.model.dtype, use_safetensors=True)
+    if expected is None:
+        return
+    device = pl_module.device
+    logits = logits_of(pl_module.task, model.to(device), first_batch(trainer), device)
+    difference = float((logits.double() - expected.double()).norm() / expected.double().norm().clamp_min(1e-12))
+    if not difference <= TOLERANCE.get(logits.dtype, 1e-2):
+        raise StorageError(
+            f"the reloaded export gives other logits (relative difference {difference:.2e})",
+            where=str(target),
+            fix="run fit again; if it stays so, this is a bug in lit-tune",
+        )
+    log.debug("export verified: relative difference of one batch's logits %.1e", difference)

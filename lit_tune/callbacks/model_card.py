@@ -1,0 +1,79 @@
+"""The README.md of an exported model: data, metrics, verdict, config, versions. No paths, no rows of data."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import yaml
+
+from lit_tune.callbacks.run_record import RunRecord, plain
+from lit_tune.run_dir import environment
+
+SECTIONS = ("task", "optimizer", "lr_schedule", "seed_everything")
+"""Sections of the config that are shown; ``data`` and ``model`` may hold private paths and are told in words."""
+
+
+def model_card(trainer: L.Trainer, pl_module: Any, record: RunRecord, verdict: dict[str, Any] | None) -> str:
+    """Markdown with the Hub's YAML header."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    spec = pl_module.spec
+    base = pl_module.model_name if not Path(pl_module.model_name).exists() else Path(pl_module.model_name).name
+    header: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-classification", "tags": ["lit-tune"]}
+    if base == pl_module.model_name:
+        header["base_model"] = base
+    dataset = data.dataset if data.dataset and not Path(data.dataset).exists() else None
+    if dataset:
+        header["datasets"] = [dataset]
+    rows = ", ".join(f"{len(r):,} {name}" for name, r in data.encoded.items())
+    lines = [
+        "---",
+        yaml.safe_dump(header, sort_keys=False).strip(),
+        "---",
+        "",
+        f"# {base}, fine-tuned",
+        "",
+        f"Fine-tuned with lit-tune on {dataset or 'local files'} ({rows} rows): {spec.problem_type.replace('_', ' ')}.",
+        "",
+        "```python",
+        "from transformers import pipeline",
+        "",
+        'classify = pipeline("text-classification", "PATH_OR_ID")',
+        "```",
+        "",
+    ]
+    if spec.label_names:
+        lines += ["Labels: " + ", ".join(f"`{n}`" for n in spec.label_names), ""]
+    lines += metrics_table(plain(record.best), spec.baseline)
+    if verdict:
+        lines += ["## Overfitting", "", str(verdict.get("message", verdict.get("state"))), ""]
+    lines += ["## Training", "", "```yaml", config_excerpt(record.config_yaml), "```", ""]
+    versions = environment()["versions"]
+    lines += ["Versions: " + ", ".join(f"{k} {v}" for k, v in versions.items()), ""]
+    return "\n".join(lines)
+
+
+def metrics_table(best: dict[str, float | None], baseline: dict[str, float]) -> list[str]:
+    """Validation metrics of the exported weights beside the baseline."""
+    names = [k for k in best if k.startswith("val/") and k.count("/") == 1]
+    if not names:
+        return ["No validation split: nothing was measured.", ""]
+    lines = [f"## Validation (step {best['step']})", "", "| metric | value | baseline |", "|---|---|---|"]
+    for name in names:
+        short = name.removeprefix("val/")
+        value, base = best[name], baseline.get(short)
+        cells = ("-" if value is None else f"{value:.4f}", "" if base is None else f"{base:.4f}")
+        lines.append(f"| {short} | {cells[0]} | {cells[1]} |")
+    return [*lines, ""]
+
+
+def config_excerpt(config_yaml: str) -> str:
+    """The parts of the config that decide the result and name no path."""
+    config = yaml.safe_load(config_yaml) or {}
+    shown = {k: config[k] for k in SECTIONS if k in config}
+    data = config.get("data") or {}
+    shown["data"] = {k: data[k] for k in ("train_batch_size", "max_length", "val_fraction", "seed") if k in data}
+    trainer = config.get("trainer") or {}
+    keys = ("max_epochs", "max_steps", "precision", "accumulate_grad_batches", "gradient_clip_val", "devices")
+    shown["trainer"] = {k: trainer[k] for k in keys if trainer.get(k) is not None}
+    return yaml.safe_dump(json.loads(json.dumps(shown, default=str)), sort_keys=False).strip()

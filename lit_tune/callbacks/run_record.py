@@ -1,0 +1,162 @@
+"""Keeps the run directory's record: config.yaml, manifest.json, run.log, and the result at the end."""
+
+import hashlib
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.callbacks import Callback
+
+from lit_tune.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
+from lit_tune.console import log_to_file
+from lit_tune.errors import NumericsError
+from lit_tune.run_dir import MANIFEST_FORMAT, RunDir, environment
+
+log = logging.getLogger("lit_tune")
+
+
+class RunRecord(Callback):
+    """Claims the run directory and writes down what happened in it.
+
+    Args:
+        run_dir: The run directory.
+        config_yaml: Text of the resolved config.
+        overwrite: Delete an earlier run first.
+    """
+
+    def __init__(self, run_dir: RunDir, config_yaml: str, overwrite: bool = False) -> None:
+        self.run_dir, self.config_yaml, self.overwrite = run_dir, config_yaml, overwrite
+        self.history: list[dict[str, float]] = []
+        """Scalars of each validation, with ``step`` and ``epoch``."""
+        self.best: dict[str, float] = {}
+        """Scalars of the validation whose weights are exported."""
+        self.result: dict[str, Any] = {}
+        self.claimed = False
+        self._handler: logging.Handler | None = None
+
+    @rank_zero_only
+    def claim(self) -> None:
+        """Take the directory; once."""
+        if self.claimed:
+            return
+        self.run_dir.claim(self.overwrite)
+        self.claimed = True
+        self.run_dir.config.write_text(self.config_yaml, "utf-8")
+        digest = hashlib.sha256(self.config_yaml.encode()).hexdigest()
+        self.run_dir.write(
+            {"format": MANIFEST_FORMAT, "status": "running", "config_sha256": digest, **environment()}
+        )
+        self._handler = log_to_file(self.run_dir.log)
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Python users come here first; the command line has claimed already."""
+        if stage != "fit" or trainer.fast_dev_run:
+            return
+        self.claim()
+        self.record_data(trainer)
+
+    @rank_zero_only
+    def record_data(self, trainer: L.Trainer) -> None:
+        """What is trained on."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        self.run_dir.update(
+            {
+                "spec": data.spec.to_dict(),
+                "data": {
+                    "fingerprint": data.fingerprint,
+                    "rows": {name: len(rows) for name, rows in data.encoded.items()},
+                    "val_rows_found_in_train": data.text_overlap,
+                    "max_length": data.max_length,
+                },
+                "world_size": trainer.world_size,
+            }
+        )
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        self.started = time.perf_counter()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Remember the numbers of each validation."""
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(("val/", "probe/"))}
+        self.history.append({"step": trainer.global_step, **values})
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Gather the result; export comes after this and reads it."""
+        if trainer.global_step == 0:
+            raise NumericsError("no optimizer step was taken", where="trainer", fix="more rows, epochs or max_steps")
+        best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), None)
+        chosen = self.history[-1] if self.history else {}
+        if best is not None and best.best_model_path:
+            step = int(Path(best.best_model_path).stem.rpartition("=")[2])
+            chosen = next((h for h in self.history if h["step"] == step), chosen)
+        self.best = chosen
+        self.result = {
+            "steps": trainer.global_step,
+            "epochs": trainer.current_epoch,
+            "seconds": round(time.perf_counter() - self.started, 1),
+            "monitor": best.monitor if best is not None and self.history else None,
+            "final_metrics": plain(self.history[-1]) if self.history else {},
+            "best_metrics": plain(self.best),
+            "skipped_steps": pl_module.num_skipped_steps,
+        }
+
+    def checkpoints(self, trainer: L.Trainer) -> list[dict[str, Any]]:
+        """Each checkpoint kept: path, step, size, hash."""
+        found = []
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, BestCheckpoint | LastCheckpoint):
+                role = "best" if isinstance(callback, BestCheckpoint) else "last"
+                for path in map(Path, callback.best_k_models):
+                    step = int(path.stem.rpartition("=")[2])
+                    entry = {"role": role, "path": str(path.relative_to(self.run_dir.path.absolute())), "step": step}
+                    found.append({**entry, "bytes": path.stat().st_size, "sha256": file_sha256(path)})
+        return sorted(found, key=lambda c: (c["step"], c["role"]))
+
+    @rank_zero_only
+    def finish(self, trainer: L.Trainer, extra: dict[str, Any]) -> None:
+        """The run is complete: the artefact was verified."""
+        if not self.claimed:
+            return
+        self.result.update(extra)
+        self.run_dir.update({"status": "complete", **self.result, "checkpoints": self.checkpoints(trainer)})
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """The run has failed."""
+        self.fail(exception)
+
+    @rank_zero_only
+    def fail(self, exception: BaseException) -> None:
+        """Write down why."""
+        if self.claimed:
+            status = "interrupted" if isinstance(exception, KeyboardInterrupt) else "failed"
+            self.run_dir.update({"status": status, "error": f"{type(exception).__name__}: {exception}"[:2000]})
+        self.close()
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Close run.log."""
+        self.close()
+
+    def close(self) -> None:
+        """Close run.log."""
+        if self._handler is not None:
+            log.removeHandler(self._handler)
+            self._handler.close()
+            self._handler = None
+
+
+def plain(values: dict[str, float]) -> dict[str, float | None]:
+    """Numbers JSON can hold."""
+    return {k: v if math.isfinite(v) else None for k, v in values.items()}
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

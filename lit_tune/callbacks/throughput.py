@@ -1,0 +1,85 @@
+"""How fast and how full: examples and tokens per second, padding, peak memory, GPU utilisation."""
+
+import logging
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+log = logging.getLogger("lit_tune")
+
+
+class Throughput:
+    """Counts what one rank has processed since the last reading.
+
+    | key | meaning |
+    |---|---|
+    | ``perf/examples_per_second`` | rows trained on, all ranks |
+    | ``perf/tokens_per_second`` | tokens that are not padding, all ranks |
+    | ``perf/padding_fraction`` | share of the positions computed that were padding |
+    | ``perf/peak_memory_gb`` | highest memory so far: of the GPU, else of the process, in 1e9 bytes |
+    | ``perf/gpu_utilization`` | percent, where NVML answers |
+    """
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Start counting."""
+        self.examples = self.positions = 0
+        self.tokens: Any = 0
+        self.started = time.perf_counter()
+
+    def pause(self) -> None:
+        """Validation is not training: stop the clock."""
+        self.paused = time.perf_counter()
+
+    def resume(self) -> None:
+        """Let the clock run again."""
+        self.started += time.perf_counter() - self.paused
+
+    def add(self, batch: Mapping[str, Any]) -> None:
+        """Count a batch; the token count stays on the device, so that no step waits for it."""
+        if batch["is_filler"]:
+            return
+        mask = batch["attention_mask"]
+        self.examples += mask.shape[0]
+        self.positions += mask.numel()
+        self.tokens = self.tokens + mask.sum()
+
+    def read(self, num_ranks: int, device: torch.device) -> dict[str, float]:
+        """Rates since the last reading, and start again; one rank's share stands for all."""
+        seconds = max(time.perf_counter() - self.started, 1e-9)
+        tokens = int(self.tokens)
+        rates = {
+            "perf/examples_per_second": self.examples * num_ranks / seconds,
+            "perf/tokens_per_second": tokens * num_ranks / seconds,
+            "perf/padding_fraction": 1 - tokens / self.positions if self.positions else 0.0,
+            "perf/peak_memory_gb": peak_memory(device) / 1e9,
+        }
+        if (percent := gpu_utilization(device)) is not None:
+            rates["perf/gpu_utilization"] = percent
+        self.reset()
+        return rates
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the GPU allocator's peak, or the process's resident peak."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes on macOS, kilobytes on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def gpu_utilization(device: torch.device) -> float | None:
+    """Percent of the last sample period in which the GPU was busy, or None where nothing tells."""
+    if device.type != "cuda":
+        return None
+    try:
+        return float(torch.cuda.utilization(device))
+    except (ModuleNotFoundError, RuntimeError) as e:  # no nvidia-ml-py, or no driver access
+        log.debug("GPU utilisation is not logged: %s", e)
+        return None

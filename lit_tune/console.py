@@ -1,0 +1,61 @@
+"""What a person sees: one console, one logger, the run.log beside it."""
+
+import logging
+import sys
+import warnings
+from pathlib import Path
+
+from rich.console import Console
+
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+"""All messages go through it, so that a progress bar on the same terminal stays whole. Results go to stdout."""
+
+log = logging.getLogger("lit_tune")
+NOISE = (
+    # Lightning's remarks on things lit-tune decides itself
+    r"The number of training batches .* is smaller than the logging interval",
+    r".*does not have many workers which may be a bottleneck.*",
+    r".*You defined a `validation_step` but have no `val_dataloader`.*",
+    r"Checkpoint directory .* exists and is not empty.*",
+    r".*tensorboardX.*",
+    r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
+    # the scaler skips the first steps of fp16 by design; the schedule is held with it
+    r"Detected call of `lr_scheduler.step\(\)` before `optimizer.step\(\)`.*",
+)
+
+
+class ConsoleHandler(logging.Handler):
+    """Prints messages; warnings start with ``warning:``."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one message."""
+        try:
+            text = self.format(record)
+            style = "yellow" if record.levelno >= logging.WARNING else None
+            prefix = "warning: " if record.levelno == logging.WARNING else ""
+            console.print(prefix + text, style=style, markup=False)
+        except Exception:  # logging must never end a run
+            self.handleError(record)
+
+
+def configure_logging(rank: int = 0, verbose: bool = False) -> None:
+    """Send lit-tune's messages to the console of rank zero and quiet the libraries beneath it."""
+    log.propagate = False
+    log.setLevel((logging.DEBUG if verbose else logging.INFO) if rank == 0 else logging.ERROR)
+    if not any(isinstance(h, ConsoleHandler) for h in log.handlers):
+        log.addHandler(ConsoleHandler())
+    if not verbose:
+        for name in ("lightning", "lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        if not sys.warnoptions:
+            for message in NOISE:
+                warnings.filterwarnings("ignore", message=message)
+
+
+def log_to_file(path: Path) -> logging.Handler:
+    """Copy all messages into ``run.log``, with the time; returns the handler to close at the end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+    log.addHandler(handler)
+    return handler

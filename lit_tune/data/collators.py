@@ -1,0 +1,90 @@
+"""Features -> tensors.
+
+Shapes: B examples, T tokens, C classes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class Padding:
+    """How a batch becomes a rectangle.
+
+    Args:
+        pad_token_id: Fills ``input_ids``.
+        side: Where padding goes; decoders that read the last token want what their tokenizer says.
+        length: Always this many tokens; None pads to the longest row.
+        multiple_of: Round the length up to a multiple.
+        pad_token_type_id: Fills ``token_type_ids``.
+    """
+
+    pad_token_id: int
+    side: Literal["left", "right"] = "right"
+    length: int | None = None
+    multiple_of: int | None = None
+    pad_token_type_id: int = 0
+
+    def width(self, lengths: list[int]) -> int:
+        """Tokens per row of the batch."""
+        width = max(self.length or 0, max(lengths), 1)
+        return -(-width // self.multiple_of) * self.multiple_of if self.multiple_of else width
+
+
+def pad(rows: Sequence[Sequence[int]], fill: int, width: int, side: str) -> torch.Tensor:
+    """Ragged lists -> (B, width) int64.
+
+    >>> pad([[7, 8], [9]], fill=0, width=3, side="right").tolist()
+    [[7, 8, 0], [9, 0, 0]]
+    """
+    out = np.full((len(rows), width), fill, dtype=np.int64)
+    for line, row in zip(out, rows, strict=True):
+        line[slice(width - len(row), None) if side == "left" else slice(len(row))] = row
+    return torch.from_numpy(out)
+
+
+@dataclass(frozen=True)
+class TextCollator:
+    """Pads ``input_ids`` (and ``token_type_ids``), makes the attention mask and the label tensor.
+
+    Args:
+        padding: How rows become a rectangle.
+        label_kind: ``class`` gives labels (B,) int64, ``multi`` multi-hot (B, C) float32, ``number`` (B,) float32.
+        num_labels: C.
+    """
+
+    padding: Padding
+    label_kind: Literal["class", "multi", "number"]
+    num_labels: int
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        """B features -> a batch under HF's names."""
+        ids = [f["input_ids"] for f in features]
+        width = self.padding.width([len(r) for r in ids])
+        side = self.padding.side
+        batch: dict[str, Any] = {
+            "input_ids": pad(ids, self.padding.pad_token_id, width, side),
+            "attention_mask": pad([[1] * len(r) for r in ids], 0, width, side),
+        }
+        if "token_type_ids" in features[0]:
+            batch["token_type_ids"] = pad(
+                [f["token_type_ids"] for f in features], self.padding.pad_token_type_id, width, side
+            )
+        if "labels" in features[0]:
+            batch["labels"] = self.labels([f["labels"] for f in features])
+        return batch
+
+    def labels(self, values: list[Any]) -> torch.Tensor:
+        """Label values -> one tensor."""
+        if self.label_kind == "class":
+            return torch.tensor(values, dtype=torch.int64)
+        if self.label_kind == "number":
+            return torch.tensor(values, dtype=torch.float32)
+        hot = torch.zeros(len(values), self.num_labels)
+        for row, ids in enumerate(values):
+            hot[row, ids] = 1.0
+        return hot

@@ -1,0 +1,196 @@
+"""From row numbers to batches: the only loaders lit-tune uses.
+
+They wrap a ``DataLoader`` instead of subclassing it, because Lightning rebuilds what is a ``DataLoader`` (prediction wraps
+its batch sampler, distributed runs replace it) and leaves any other iterable alone.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import datasets
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from lit_tune.data.samplers import FILLER, EvalBatchSampler, TrainBatchSampler, cut
+
+Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]
+
+
+def collate(features: list[dict[str, Any]], ids: list[int], collator: Collator) -> dict[str, Any]:
+    """A batch with its bookkeeping: ``example_ids`` (row numbers) and ``is_filler`` (weighs nothing, is not decoded)."""
+    batch = collator(features)
+    batch["example_ids"] = ids
+    batch["is_filler"] = ids == [FILLER]
+    return batch
+
+
+class EncodedRows(Dataset):
+    """Encoded rows by number, read a batch at a time.
+
+    Args:
+        rows: Encoded features, memory-mapped.
+        collator: Features -> tensors. Collating here keeps row numbers and features together in the worker.
+    """
+
+    def __init__(self, rows: datasets.Dataset, collator: Collator) -> None:
+        self.rows, self.collator = rows, collator
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitems__(self, ids: list[int]) -> dict[str, Any]:
+        """Called by torch's fetcher with a whole batch of row numbers."""
+        columns = self.rows[[max(i, 0) for i in ids]]
+        features = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        return collate(features, ids, self.collator)
+
+
+def identity(batch: dict[str, Any]) -> dict[str, Any]:
+    """The rows come collated."""
+    return batch
+
+
+class BatchLoader:
+    """Batches in the order of a batch sampler.
+
+    Args:
+        rows: Encoded rows.
+        batch_sampler: Gives lists of row numbers.
+        collator: Features -> tensors.
+        num_workers: Loading processes.
+        pin_memory: Page-locked memory.
+        persistent_workers: Keep the processes between epochs.
+        seed: Seed of the workers; the process's own random state is never drawn from.
+    """
+
+    def __init__(
+        self,
+        rows: datasets.Dataset,
+        batch_sampler: TrainBatchSampler | EvalBatchSampler,
+        collator: Collator,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        persistent_workers: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.batch_sampler = batch_sampler
+        self._loader = DataLoader(
+            EncodedRows(rows, collator),
+            batch_sampler=batch_sampler,  # type: ignore[arg-type]  # torch asks for a Sampler, uses an iterable
+            collate_fn=identity,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            persistent_workers=persistent_workers and num_workers > 0,
+            generator=torch.Generator().manual_seed(seed),
+        )
+
+    def __len__(self) -> int:
+        return len(self.batch_sampler)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self._loader)
+
+
+class StreamBatches(IterableDataset):
+    """Batches cut from a stream: windows of rows, shuffled in blocks, cut into micro-batches and ranks.
+
+    Every rank and worker reads the whole stream and keeps its own cuts, so a window holds the same rows on any number of
+    ranks and workers. The shuffle is pure in (seed, epoch, block): ``datasets``' buffer cannot be rebuilt at a position.
+
+    Args:
+        rows: The raw stream.
+        encode: Raw rows (column -> values) -> features (column -> values).
+        collator: Features -> tensors.
+        batch_size: Rows per rank and micro-batch.
+        accumulate: Micro-batches per optimizer step.
+        num_ranks: Processes that train together.
+        rank: This process.
+        seed: Seed of the order.
+        block_size: Rows shuffled together.
+    """
+
+    def __init__(
+        self,
+        rows: datasets.IterableDataset,
+        encode: Callable[[dict[str, list[Any]], int], dict[str, list[Any]]],
+        collator: Collator,
+        batch_size: int,
+        accumulate: int,
+        num_ranks: int,
+        rank: int,
+        seed: int,
+        block_size: int = 10_000,
+    ) -> None:
+        self.rows, self.encode, self.collator = rows, encode, collator
+        self.batch_size, self.accumulate, self.num_ranks, self.rank = batch_size, accumulate, num_ranks, rank
+        self.seed, self.block_size, self.epoch = seed, block_size, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called through the loader's ``sampler``."""
+        self.epoch = epoch
+
+    def windows(self) -> Iterator[list[tuple[int, dict[str, Any]]]]:
+        """Rows of one optimizer step after another: (position in the stream, row)."""
+        size = self.batch_size * self.accumulate * self.num_ranks
+        window: list[tuple[int, dict[str, Any]]] = []
+        for block in self.blocks():
+            for row in block:
+                window.append(row)
+                if len(window) == size:
+                    yield window
+                    window = []
+        if window:
+            yield window
+
+    def blocks(self) -> Iterator[list[tuple[int, dict[str, Any]]]]:
+        """Shuffled blocks of the stream."""
+        block: list[tuple[int, dict[str, Any]]] = []
+        number = 0
+        for item in enumerate(self.rows):
+            block.append(item)
+            if len(block) == self.block_size:
+                yield self.shuffled(block, number)
+                block, number = [], number + 1
+        if block:
+            yield self.shuffled(block, number)
+
+    def shuffled(self, block: list[tuple[int, dict[str, Any]]], number: int) -> list[tuple[int, dict[str, Any]]]:
+        """One block in its order."""
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) * 1_000_003 + number)
+        return [block[i] for i in torch.randperm(len(block), generator=generator).tolist()]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        worker = torch.utils.data.get_worker_info()
+        worker_id, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        turn = 0
+        for window in self.windows():
+            for picks in cut(range(len(window)), self.batch_size, self.num_ranks, self.rank):
+                if turn % num_workers == worker_id:  # the loader takes one batch from each worker in turn
+                    yield self.batch(window, picks)
+                turn += 1
+
+    def batch(self, window: list[tuple[int, dict[str, Any]]], picks: list[int]) -> dict[str, Any]:
+        """Encode and collate the picked rows of a window."""
+        chosen = [window[max(i, 0)] for i in picks]
+        raw = {name: [row[name] for _, row in chosen] for name in chosen[0][1]}
+        encoded = self.encode(raw, chosen[0][0])
+        features = [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
+        ids = [FILLER] if picks == [FILLER] else [position for position, _ in chosen]
+        return collate(features, ids, self.collator)
+
+
+class StreamLoader:
+    """Batches of a stream; no length, so ``trainer.max_steps`` ends the run."""
+
+    def __init__(self, batches: StreamBatches, num_workers: int = 0, pin_memory: bool = False, seed: int = 0) -> None:
+        self.sampler = batches
+        self._loader = DataLoader(
+            batches,
+            batch_size=None,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            generator=torch.Generator().manual_seed(seed),
+        )
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self._loader)

@@ -1,0 +1,65 @@
+"""Where the rows of a run come from: files or a data set, split by split."""
+
+from dataclasses import dataclass, field
+
+from lit_tune.data.sources import Split, load_files, load_hub
+from lit_tune.errors import DataError
+
+
+@dataclass(frozen=True)
+class RawData:
+    """The sources named in the ``data`` section.
+
+    Args:
+        files: Split -> path, glob or list of them.
+        dataset: Hub id or folder written by ``datasets``.
+        name: Configuration of the Hub data set.
+        revision: Branch, tag or commit of the Hub data set.
+        hub_splits: Split -> its name in the data set, where given.
+        delimiter: Column separator of csv files.
+        encoding: Text encoding.
+        json_field: Key that holds the array of rows in a json file.
+    """
+
+    files: dict[str, str | list[str] | None]
+    dataset: str | None = None
+    name: str | None = None
+    revision: str | None = None
+    hub_splits: dict[str, str | None] = field(default_factory=dict)
+    delimiter: str | None = None
+    encoding: str = "utf-8"
+    json_field: str | None = None
+
+    def load(self, split: str, streaming: bool = False) -> Split | None:
+        """The raw rows of ``train``, ``val``, ``test`` or ``predict``; None where there is no such split.
+
+        Raises:
+            DataError: It cannot be read, or the data set has no train split.
+        """
+        paths = self.files.get(split)
+        if paths is not None:
+            return load_files(
+                split,
+                paths,
+                delimiter=self.delimiter,
+                encoding=self.encoding,
+                field=self.json_field,
+                streaming=streaming,
+            )
+        if self.dataset is None or split == "predict":
+            return None
+        found = load_hub(
+            split,
+            self.dataset,
+            name=self.name,
+            revision=self.revision,
+            split_name=self.hub_splits.get(split),
+            streaming=streaming,
+        )
+        if found is None and split == "train":
+            raise DataError("has no train split", where=self.dataset, fix="data.train_split: the split to train on")
+        return found
+
+    def has(self, split: str) -> bool:
+        """Whether the split exists by itself."""
+        return self.files.get(split) is not None or self.load(split) is not None

@@ -1,0 +1,104 @@
+"""Which rows form which optimizer step, and how a step is cut into micro-batches and ranks.
+
+The precondition of exactness: the rows of an optimizer step are a pure function of (seed, epoch, step, effective batch).
+Micro-batches and ranks are only cuts of that list, so 1x16, 4x4 and 2 ranks x 8 train on the same 16 rows.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+FILLER = -1
+"""Stands for "no row": a rank without rows in a cut still takes part in the collective calls, with weight 0."""
+
+
+def epoch_order(num_rows: int, seed: int, epoch: int) -> torch.Tensor:
+    """The order of one epoch, (num_rows,) int64: the same on every rank and machine."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    return torch.randperm(num_rows, generator=generator)
+
+
+def cut(window: Sequence[int], batch_size: int, num_ranks: int, rank: int) -> list[list[int]]:
+    """One rank's micro-batches of a window.
+
+    A short remainder is spread over the ranks, so that no rank waits for another; a rank that gets nothing gets a filler.
+
+    >>> cut(range(8), batch_size=2, num_ranks=2, rank=1)
+    [[2, 3], [6, 7]]
+    >>> cut(range(5), batch_size=2, num_ranks=2, rank=0), cut(range(5), batch_size=2, num_ranks=2, rank=1)
+    ([[0, 1], [4]], [[2, 3], [-1]])
+    """
+    per_cut = batch_size * num_ranks
+    batches = []
+    for start in range(0, len(window), per_cut):
+        group = window[start : start + per_cut]
+        share = -(-len(group) // num_ranks)
+        batches.append(list(group[rank * share : (rank + 1) * share]) or [FILLER])
+    return batches
+
+
+def num_cuts(num_rows: int, batch_size: int, num_ranks: int, accumulate: int) -> int:
+    """Micro-batches per rank in an epoch; every rank has as many.
+
+    >>> num_cuts(37, batch_size=2, num_ranks=2, accumulate=4)  # two windows of 16, then 5 rows in two cuts
+    10
+    """
+    window = batch_size * num_ranks * accumulate
+    full, rest = divmod(num_rows, window)
+    return full * accumulate + -(-rest // (batch_size * num_ranks))
+
+
+class TrainBatchSampler:
+    """Micro-batches of row numbers for one rank, reshuffled each epoch.
+
+    Args:
+        num_rows: Rows of the train split.
+        batch_size: Rows per rank and micro-batch.
+        accumulate: Micro-batches per optimizer step.
+        num_ranks: Processes that train together.
+        rank: This process.
+        seed: Seed of the order.
+    """
+
+    def __init__(self, num_rows: int, batch_size: int, accumulate: int, num_ranks: int, rank: int, seed: int) -> None:
+        self.num_rows, self.batch_size, self.accumulate = num_rows, batch_size, accumulate
+        self.num_ranks, self.rank, self.seed = num_ranks, rank, seed
+        self.epoch = 0
+
+    @property
+    def sampler(self) -> "TrainBatchSampler":
+        """Itself: Lightning calls ``set_epoch`` only on ``.sampler`` and ``.batch_sampler.sampler``."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return num_cuts(self.num_rows, self.batch_size, self.num_ranks, self.accumulate)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = epoch_order(self.num_rows, self.seed, self.epoch)
+        window = self.batch_size * self.num_ranks * self.accumulate
+        for start in range(0, self.num_rows, window):
+            yield from cut(order[start : start + window].tolist(), self.batch_size, self.num_ranks, self.rank)
+
+
+class EvalBatchSampler:
+    """Every row once, in order, the same number of batches on every rank.
+
+    Args:
+        num_rows: Rows of the split.
+        batch_size: Rows per rank and batch.
+        num_ranks: Processes that evaluate together.
+        rank: This process.
+    """
+
+    def __init__(self, num_rows: int, batch_size: int, num_ranks: int, rank: int) -> None:
+        self.num_rows, self.batch_size, self.num_ranks, self.rank = num_rows, batch_size, num_ranks, rank
+
+    def __len__(self) -> int:
+        return -(-self.num_rows // (self.batch_size * self.num_ranks))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        yield from cut(range(self.num_rows), self.batch_size, self.num_ranks, self.rank)

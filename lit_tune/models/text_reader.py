@@ -1,0 +1,79 @@
+"""How a model reads text: its tokenizer, its config, and how many tokens it can take. No weights."""
+
+import logging
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from lit_tune.errors import ConfigError
+from lit_tune.models.load import load_config, load_tokenizer, max_positions, set_pad_token
+
+log = logging.getLogger("lit_tune")
+DEFAULT_MAX_LENGTH = 512
+"""Attention costs the square of the length; longer texts are a decision to take, not a default."""
+
+
+@dataclass
+class TextReader:
+    """Tokenizer and config of a model, each read once.
+
+    Args:
+        model_name: Hub id or folder of the model.
+        revision: Branch, tag or commit.
+        tokenizer_name: Where another tokenizer is; default: the model's own.
+        max_length_given: ``data.max_length``.
+        config_overrides: ``model.config_overrides``: they may change how many tokens the model takes.
+    """
+
+    model_name: str
+    revision: str | None = None
+    tokenizer_name: str | None = None
+    max_length_given: int | None = None
+    config_overrides: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def config(self) -> PretrainedConfig:
+        """The model's config."""
+        return load_config(self.model_name, self.revision, self.config_overrides)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, with a pad token.
+
+        Raises:
+            ConfigError: It has tokens that the model does not embed.
+        """
+        if self.tokenizer_name:
+            tokenizer = load_tokenizer(self.tokenizer_name)
+        else:
+            tokenizer = load_tokenizer(self.model_name, self.revision)
+        if said := set_pad_token(tokenizer, self.config):
+            log.info(said)
+        embedded = getattr(self.config, "vocab_size", None)
+        if isinstance(embedded, int) and len(tokenizer) > embedded:
+            raise ConfigError(
+                f"the tokenizer has {len(tokenizer):,} tokens, the model embeds {embedded:,}",
+                where="data.tokenizer",
+                fix="the tokenizer the model was trained with",
+            )
+        return tokenizer
+
+    @cached_property
+    def max_length(self) -> int:
+        """Tokens at which a text is cut.
+
+        Raises:
+            ConfigError: More than the model has positions.
+        """
+        limit = max_positions(self.config, self.tokenizer)
+        if self.max_length_given is None:
+            return min(DEFAULT_MAX_LENGTH, limit or DEFAULT_MAX_LENGTH)
+        if limit is not None and self.max_length_given > limit:
+            raise ConfigError(
+                f"{self.max_length_given} is more than the {limit} tokens this model can read",
+                where="data.max_length",
+                fix=f"data.max_length: {limit}",
+            )
+        return self.max_length_given

@@ -1,0 +1,174 @@
+"""The run directory: what lies where, and the manifest that says what happened.
+
+    config.yaml manifest.json metrics.jsonl run.log tensorboard/ checkpoints/ best/ predictions.jsonl test_metrics.json
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from lit_tune.errors import StorageError
+
+ARTEFACTS = (
+    "config.yaml",
+    "manifest.json",
+    "metrics.jsonl",
+    "metrics.csv",
+    "run.log",
+    "tensorboard",
+    "csv",
+    "wandb",
+    "checkpoints",
+    "best",
+    "predictions.jsonl",
+    "test_metrics.json",
+)
+"""All that lit-tune writes; ``--overwrite`` deletes these and nothing else."""
+
+PACKAGES = ("lit-tune", "torch", "lightning", "transformers", "datasets", "torchmetrics", "tokenizers", "safetensors")
+MANIFEST_FORMAT = 1
+
+
+class RunDir:
+    """Paths of a run and its manifest.
+
+    Args:
+        path: The directory; it need not exist yet.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.manifest = self.path / "manifest.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.log = self.path / "run.log"
+        self.checkpoints = self.path / "checkpoints"
+        self.best = self.path / "best"
+        self.predictions = self.path / "predictions.jsonl"
+        self.test_metrics = self.path / "test_metrics.json"
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def check_free(self, overwrite: bool) -> None:
+        """Refuse a directory that holds anything, unless it may be overwritten.
+
+        Raises:
+            StorageError: Non-empty, or not a directory.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise StorageError(f"{self.path} is a file", where="run_dir", fix="another run_dir")
+        if overwrite or not self.path.exists():
+            return
+        found = sorted(p.name for p in self.path.iterdir())
+        if not found:
+            return
+        status = self.read().get("status")
+        state = f"holds a run with status {status!r}" if status else f"is not empty ({', '.join(found[:4])})"
+        raise StorageError(
+            f"{self.path} {state}",
+            where="run_dir",
+            fix="--overwrite deletes that run first, or --run_dir NEW",
+        )
+
+    def claim(self, overwrite: bool) -> None:
+        """Make the directory, emptied of an earlier run's files where ``overwrite`` allows it.
+
+        Raises:
+            StorageError: It is in use, or cannot be written.
+        """
+        self.check_free(overwrite)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            for name in ARTEFACTS:
+                target = self.path / name
+                if target.is_dir():
+                    shutil.rmtree(target)
+                else:
+                    target.unlink(missing_ok=True)
+            probe = self.path / f".write_probe.{os.getpid()}"
+            probe.write_bytes(b"x")
+            probe.unlink()
+        except OSError as e:
+            raise StorageError(
+                f"cannot write {self.path}: {e.strerror}", where="run_dir", fix="a folder you can write to"
+            ) from e
+
+    def read(self) -> dict[str, Any]:
+        """The manifest, or an empty dict where there is none.
+
+        Raises:
+            StorageError: It is there and cannot be read.
+        """
+        if not self.manifest.is_file():
+            return {}
+        try:
+            return json.loads(self.manifest.read_text("utf-8"))
+        except (OSError, ValueError) as e:
+            raise StorageError(f"cannot be read: {e}", where=str(self.manifest), fix="restore it, or a new run_dir") from e
+
+    def write(self, manifest: dict[str, Any]) -> None:
+        """Replace the manifest in one step, so that a reader never sees half of it."""
+        write_json(self.manifest, manifest)
+
+    def update(self, fields: dict[str, Any]) -> None:
+        """Change some of the manifest's fields."""
+        self.write({**self.read(), **fields})
+
+
+def write_json(path: Path, value: Any) -> None:
+    """JSON through a temporary file in the same folder and a rename.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(value, file, indent=2, ensure_ascii=False, allow_nan=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as e:
+        temporary.unlink(missing_ok=True)
+        raise StorageError(f"cannot be written: {e.strerror}", where=str(path), fix="free some space") from e
+
+
+def environment() -> dict[str, Any]:
+    """Versions, platform and the commit of the working folder: what one needs to run it again."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "versions": versions,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "git_commit": git_commit(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def git_commit() -> str | None:
+    """Commit of the working folder, with ``-dirty`` where files were changed; None outside a repository."""
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return described.stdout.strip() or None if described.returncode == 0 else None
