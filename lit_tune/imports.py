@@ -13,6 +13,7 @@ The command line gives the same list to jsonargparse, whose check has the same t
 
 import importlib
 import inspect
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -112,7 +113,7 @@ def import_class(path: str, *, where: str, search: Sequence[str] = (), aliases: 
 
 
 def _find_bare_name(name: str, where: str, search: Sequence[str], aliases: Iterable[str]) -> Any:
-    known = list(aliases)
+    known = []
     for module_name in search:
         module = _import_module(module_name, name, where)
         classes = _public_classes(module)
@@ -120,7 +121,7 @@ def _find_bare_name(name: str, where: str, search: Sequence[str], aliases: Itera
             return _checked(getattr(module, name), f"{module_name}.{name}", where)
         known += classes
     places = f"no class of {' or '.join(search)}" if search else "not a class path"
-    raise _unknown(f"{name!r} is {places}", name, known, where)
+    raise _unknown(f"{name!r} is {places}", name, [*known, *aliases], where)
 
 
 def _unknown(what: str, name: str, known: list[str], where: str) -> ConfigError:
@@ -148,7 +149,7 @@ def _import_module(module_name: str, path: str, where: str) -> Any:
     except ModuleNotFoundError as error:
         missing = error.name or module_name
         package = missing.split(".")[0]
-        if package != module_name.split(".")[0] or missing == package:
+        if sys.modules.get(package) is None:
             raise ConfigError(
                 f"{path} needs the package {package}, which is not installed",
                 where=where,
