@@ -1,0 +1,262 @@
+"""LightningCLI with lit-tune's sections; and ``build``, the way in for Python users."""
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+from jsonargparse import Namespace, set_parsing_settings
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from lit_tune import __version__
+from lit_tune.callbacks.checkpoints import build_checkpoint_callbacks
+from lit_tune.callbacks.early_stopping import build_early_stopping
+from lit_tune.callbacks.eval_schedule import EvalSchedule
+from lit_tune.callbacks.loggers import build_loggers
+from lit_tune.callbacks.overfit_detector import OverfitCallback
+from lit_tune.config.parse import as_plain, parse_settings
+from lit_tune.config.sections import DEFAULT_TASK, LINKS, SECTIONS, TRAINER_DEFAULTS, RunSettings, section_names, tasks
+from lit_tune.config.sources import Setting, parse_options, read_config, settings_of
+from lit_tune.datamodule import TokenizedDataModule
+from lit_tune.errors import ConfigError, LitTuneError
+from lit_tune.imports import allow_import, allowed_imports
+from lit_tune.module import FineTuneModule
+from lit_tune.optim.optimizers import OptimizerSettings
+from lit_tune.optim.schedules import ScheduleSettings
+from lit_tune.preflight.config_rules import contradictions
+from lit_tune.preflight.situation import Situation
+from lit_tune.run_dir import RunDir
+from lit_tune.tasks.base import Task
+
+
+class Built(NamedTuple):
+    """What a config describes, ready for ``trainer.fit(module, datamodule=datamodule)``."""
+
+    trainer: Trainer
+    module: FineTuneModule
+    datamodule: TokenizedDataModule
+
+
+class LitTuneCLI(LightningCLI):
+    """One parser for all verbs, so that a run's config.yaml serves fit, validate, test and predict alike.
+
+    Parsing and building are two steps: a verb looks at the run directory in between.
+
+    Args:
+        settings: What the config files and the command line say, in order.
+        verb: The verb the config is checked for.
+        problems: What could not be read; reported with the rest.
+
+    Raises:
+        LitTuneError: All problems of the config together.
+    """
+
+    def __init__(self, settings: list[Setting], verb: str = "fit", problems: Sequence[LitTuneError] = ()) -> None:
+        self.settings, self.verb, self.problems = settings, verb, list(problems)
+        set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=allowed_imports())
+        super().__init__(
+            FineTuneModule,
+            TokenizedDataModule,
+            save_config_callback=None,
+            trainer_defaults=TRAINER_DEFAULTS,
+            seed_everything_default=42,
+            parser_kwargs={"exit_on_error": False},
+            run=False,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+
+    @property
+    def run_dir(self) -> RunDir:
+        """The directory of the run."""
+        return RunDir(self.config.run_dir)
+
+    def build(self) -> Built:
+        """Seed, then make trainer, module and datamodule. No weights are loaded and no data is read yet.
+
+        Raises:
+            LitTuneError: A class in the config that cannot be made with these arguments.
+        """
+        with _lightning_quiet():
+            seed_everything(self.config.seed_everything, workers=True, verbose=False)
+            try:
+                super().instantiate_classes()
+            except MisconfigurationException as error:
+                raise ConfigError(
+                    " ".join(str(error).split()), where="trainer", fix="change the option it names"
+                ) from error
+        return Built(self.trainer, self.model, self.datamodule)
+
+    def to_yaml(self) -> str:
+        """The resolved config, which gives the same run again: every key, none that follows another one."""
+        config = json.loads(self.parser.dump(self.config, skip_none=False, format="json"))
+        config["task"]["class_path"] = _short_name(config["task"]["class_path"])
+        return f"# lit-tune {__version__}\n" + yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120)
+
+    # ---- LightningCLI's hooks ----------------------------------------------------------------------------------------
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The keys at the top, ``seed_everything`` among them."""
+        parser.add_class_arguments(RunSettings, None)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The task, our sections, and the keys that follow others."""
+        default = tasks()[DEFAULT_TASK]  # imports all of ours, so that jsonargparse knows their short names
+        parser.add_subclass_arguments(Task, "task", default={"class_path": f"{default.__module__}.{DEFAULT_TASK}"})
+        for section in SECTIONS:
+            if section.name in ("model", "data", "trainer"):
+                continue  # LightningCLI adds these itself
+            if isinstance(section.target, type):
+                parser.add_class_arguments(section.target, section.name, instantiate=False, skip=set(section.skip))
+            else:
+                parser.add_function_arguments(section.target, section.name, skip=set(section.skip))
+        for source, target in LINKS:
+            is_section = source in ("optimizer", "lr_schedule")
+            parser.link_arguments(source, target, compute_fn=as_plain if is_section else None)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse ``self.settings``; ``args`` and ``sys.argv`` are not looked at."""
+        self.config = parse_settings(parser, self.settings, self.problems, partial(_rules, verb=self.verb))
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: Lightning's lets a checkpoint overrule the config and import the module it names."""
+
+    def _set_seed(self) -> None:
+        """Not while parsing; see :meth:`build`."""
+
+    def instantiate_classes(self) -> None:
+        """Not while parsing; see :meth:`build`."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer with loggers and callbacks of the sections."""
+        return build_trainer(self.config_init)
+
+
+def build_trainer(config: Namespace) -> Trainer:
+    """The Trainer of a config: its own options, and the callbacks and loggers that our sections describe.
+
+    Args:
+        config: Parsed, with the classes under ``trainer`` instantiated.
+    """
+    run = RunDir(config.run_dir)
+    options = dict(vars(config.trainer))
+    early_stopping = {**vars(config.early_stopping)}
+    early_stopping["monitor"] = early_stopping["monitor"] or config.checkpoint.monitor
+    overfit = OverfitCallback(**vars(config.overfit))
+    overfit.monitor = config.checkpoint.monitor
+    callbacks: list[Callback] = [
+        EvalSchedule(config.eval_every_steps),
+        overfit,
+        *build_early_stopping(**early_stopping),
+        *_as_list(options.pop("callbacks")),
+        # Lightning moves checkpoint callbacks to the end, after everything that logs
+        *build_checkpoint_callbacks(run.checkpoints, **vars(config.checkpoint)),
+    ]
+    loggers = [
+        *build_loggers(run.path, _as_list(config.logger), **vars(config.wandb)),
+        *_as_list(options.pop("logger")),
+    ]
+    return Trainer(**options, callbacks=callbacks, logger=loggers)
+
+
+def parse(options: list[str], verb: str = "fit") -> LitTuneCLI:
+    """A verb's command line, parsed and checked; nothing is built yet.
+
+    Args:
+        options: ``--config a.yaml``, ``--key value`` ...
+        verb: The verb.
+
+    Raises:
+        LitTuneError: All problems together.
+    """
+    settings, problems = parse_options(options, section_names())
+    return LitTuneCLI(settings, verb, problems)
+
+
+def build(
+    config: str | Path | Mapping[str, Any] | Sequence[str | Path | Mapping[str, Any]] | None = None,
+    overrides: Mapping[str, Any] | list[str] | None = None,
+    *,
+    verb: str = "fit",
+    allow: Sequence[str] = (),
+) -> Built:
+    """Trainer, module and datamodule of a config; for notebooks and scripts.
+
+    Args:
+        config: A YAML file, a nested dict, or several of them that overlay each other.
+        overrides: ``{"optimizer.lr": 3e-5}`` (nested dicts work too), or as on the command line:
+            ``["--optimizer.lr", "3e-5"]``.
+        verb: What it is for: ``fit``, ``validate``, ``test`` or ``predict``; decides which data must be there.
+        allow: Packages whose classes the config may name, besides the built-in list.
+
+    Returns:
+        ``(trainer, module, datamodule)``; go on with ``trainer.fit(module, datamodule=datamodule)``.
+
+    Raises:
+        LitTuneError: All problems of the config together. Nothing is printed and nothing exits.
+    """
+    for package in allow:
+        allow_import(package)
+    several = isinstance(config, Sequence) and not isinstance(config, str)
+    sources: Sequence[Any] = config if several else [] if config is None else [config]  # type: ignore[assignment]
+    settings: list[Setting] = []
+    problems: list[LitTuneError] = []
+    for source in sources:
+        if isinstance(source, Mapping):
+            settings += settings_of(source, section_names(), lambda _: "config")
+        else:
+            settings += read_config(source, section_names())
+    if isinstance(overrides, Mapping):
+        settings += settings_of(overrides, section_names(), lambda _: "overrides")
+    elif overrides:
+        found, problems = parse_options(list(overrides), section_names())
+        settings += found
+    return LitTuneCLI(settings, verb, problems).build()
+
+
+def _rules(config: dict[str, Any], verb: str) -> list[LitTuneError]:
+    """Contradictions, and what the task and the optimizer say of their own arguments."""
+    accelerators, count = _hardware()
+    problems = contradictions(Situation(config, verb, accelerators, count))
+    for settings_class, name in ((OptimizerSettings, "optimizer"), (ScheduleSettings, "lr_schedule")):
+        try:
+            settings_class(**config[name])
+        except LitTuneError as error:
+            problems += getattr(error, "problems", [error])
+    return problems
+
+
+def _hardware() -> tuple[list[str], int]:
+    if torch.cuda.is_available():
+        return ["cuda"], torch.cuda.device_count()
+    return (["mps"], 1) if torch.backends.mps.is_available() else ([], 0)
+
+
+def _short_name(class_path: str) -> str:
+    return class_path.rsplit(".", 1)[-1] if class_path.startswith("lit_tune.tasks.") else class_path
+
+
+def _as_list(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
+
+
+@contextmanager
+def _lightning_quiet() -> Iterator[None]:
+    """No "GPU available" lines and tips: verbs say what matters themselves, Python users hear nothing."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

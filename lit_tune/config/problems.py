@@ -1,0 +1,269 @@
+"""What is wrong with a setting, said for people: the key, what was given, what is allowed, the nearest name, a fix."""
+
+import re
+from typing import Any
+
+from lit_tune.config.parameters import Parameter
+from lit_tune.config.ranges import RANGES
+from lit_tune.config.sections import LINKS, all_keys, parameter_at, section_names, tasks
+from lit_tune.config.sources import COMMAND_LINE, Setting
+from lit_tune.config.training_arguments import TRAINING_ARGUMENTS
+from lit_tune.config.types import classes, words
+from lit_tune.errors import ConfigError, nearest
+from lit_tune.imports import is_allowed
+
+MAX_SHOWN_KEYS = 12
+MAX_VALUE_CHARACTERS = 60
+MAX_DETAIL_CHARACTERS = 220
+
+
+def unknown_key(setting: Setting, keys: dict[str, Parameter]) -> ConfigError | None:
+    """The problem with a key that no section has, or None.
+
+    Args:
+        setting: The setting.
+        keys: From :func:`~lit_tune.config.sections.all_keys`, with the task in use.
+    """
+    key, where = setting.key, _where(setting)
+    if key in section_names() and key != "task":
+        first = next(k for k in keys if k.startswith(key + "."))
+        return ConfigError(
+            f"a section with keys of its own, got {_shown(setting.value)}{where}",
+            where=key,
+            fix=f"write its keys, e.g. {first}, or leave {key} out for the defaults",
+        )
+    if parameter_at(key, keys) is not None:
+        return None
+    for source, target in LINKS:
+        if key == target or key.startswith(target + "."):
+            return ConfigError(f"follows {source} and is not set by itself{where}", where=key, fix=f"set {source}")
+    last = key.rsplit(".", 1)[-1]
+    if last in TRAINING_ARGUMENTS and nearest_key(key, keys) != f"{setting.section}.{last}":
+        new = TRAINING_ARGUMENTS[last]
+        note = f": {new.note}" if new.note else ""
+        return ConfigError(f"a TrainingArguments name; here it is {new.fix}{note}{where}", where=key, fix=new.fix)
+    guess = nearest_key(key, keys)
+    siblings = [k.removeprefix(setting.section + ".") for k in keys if k.startswith(setting.section + ".") and k != key]
+    allowed = ""
+    if siblings and "." in key and len(siblings) <= MAX_SHOWN_KEYS:
+        allowed = f"; {setting.section} has: {', '.join(siblings)}"
+    elif "." not in key:
+        allowed = f"; at the top of a config: {', '.join([k for k in keys if '.' not in k] + section_names())}"
+    did_you_mean = f"; did you mean {guess}?" if guess else allowed
+    return ConfigError(
+        f"no such key{did_you_mean}{where}",
+        where=key,
+        fix=f"write {_as_written(guess, setting)}"
+        if guess
+        else f"remove it; `lit-tune fit --help {_topic(setting)}` lists the keys",
+    )
+
+
+def nearest_key(key: str, keys: dict[str, Parameter]) -> str | None:
+    """The key most probably meant: the same name elsewhere, a similar name in the same section, a similar name."""
+    last, section = key.rsplit(".", 1)[-1], key.split(".")[0]
+    same = [k for k in keys if k.rsplit(".", 1)[-1] == last and not k.startswith("trainer.")]
+    same = same or [k for k in keys if k.rsplit(".", 1)[-1] == last]
+    if same:
+        return same[0]
+    if "." not in key:
+        top = nearest(key, [k for k in keys if "." not in k] + section_names())
+        if top:
+            return top
+    else:
+        right_section = nearest(section, section_names()) or section
+        inside = {k.rsplit(".", 1)[-1]: k for k in keys if k.startswith(right_section + ".")}
+        guess = nearest(last, inside)
+        if guess:
+            return inside[guess]
+    anywhere = {k.rsplit(".", 1)[-1]: k for k in reversed(keys)}
+    guess = nearest(last, anywhere)
+    return anywhere[guess] if guess else None
+
+
+def wrong_value(setting: Setting, parameter: Parameter, message: str) -> ConfigError:
+    """The problem with a value that jsonargparse refused.
+
+    Args:
+        setting: The setting.
+        parameter: What it sets.
+        message: jsonargparse's own message; used only where the value names a class.
+    """
+    where = _where(setting)
+    if setting.key == "task.class_path":
+        return _wrong_task(setting)
+    if classes(parameter.hint):
+        return _wrong_class(setting, parameter, message)
+    expected = words(parameter.hint)
+    if setting.key in RANGES:
+        expected = re.sub(r"(a whole number|a number)", rf"\1 {RANGES[setting.key]}", expected, count=1)
+    return ConfigError(
+        f"expected {expected}, got {_shown(setting.value)}{where}",
+        where=setting.key,
+        fix=_fix_value(setting, parameter),
+    )
+
+
+def out_of_range(key: str, value: Any, setting: Setting | None) -> ConfigError | None:
+    """The problem with a number outside of what its key takes, or None."""
+    if value is None or isinstance(value, bool | str) or value in RANGES[key]:
+        return None
+    kind = "a whole number" if isinstance(value, int) else "a number"
+    where = _where(setting) if setting else ""
+    return ConfigError(
+        f"expected {kind} {RANGES[key]}, got {value}{where}", where=key, fix=f"set {key} to {kind} {RANGES[key]}"
+    )
+
+
+def missing_keys(given: list[Setting], keys: dict[str, Parameter]) -> list[ConfigError]:
+    """Keys without default that nothing sets."""
+    present = {s.key for s in given}
+    return [
+        ConfigError(
+            f"is needed and was not given: {p.help.rstrip('.')}", where=key, fix=f"set {key}, e.g. {_example(key)}"
+        )
+        for key, p in keys.items()
+        if p.required and key not in present
+    ]
+
+
+def class_given(value: Any) -> str | None:
+    """The class a value names: ``X``, or ``{class_path: X}``."""
+    if isinstance(value, dict):
+        value = value.get("class_path")
+    return value.strip() if isinstance(value, str) else None
+
+
+def whole_config(message: str) -> ConfigError:
+    """What jsonargparse says of a config whose settings are all right one by one."""
+    return ConfigError(_essence(message), where="config", fix="see `lit-tune fit --help`")
+
+
+def _wrong_task(setting: Setting) -> ConfigError:
+    name, known = str(class_given(setting.value) or setting.value), tasks()
+    if "." in name and not is_allowed(name):
+        return _not_allowed(setting, name)
+    guess = nearest(name.rsplit(".", 1)[-1], known)
+    hint = f"did you mean {guess}? " if guess else ""
+    return ConfigError(
+        f"there is no task {name}; {hint}there are: {', '.join(known)}{_where(setting)}",
+        where="task.class_path",
+        fix=f"class_path: {guess or next(iter(known))}",
+    )
+
+
+def _wrong_class(setting: Setting, parameter: Parameter, message: str) -> ConfigError:
+    """One line out of jsonargparse's report on every member of a union."""
+    bases = classes(parameter.hint)
+    specs = setting.value if isinstance(setting.value, list) else [setting.value]
+    names = [n for n in (class_given(spec) for spec in specs) if n]
+    for name in names:
+        if "." in name and not is_allowed(name):
+            return _not_allowed(setting, name)
+    known = {c.__name__: c for base in bases for c in _subclasses(base)}
+    unknown = [n for n in names if n.rsplit(".", 1)[-1] not in known]
+    kind = " or ".join(b.__name__ for b in bases)
+    if unknown and not setting.key.split(".")[2:]:
+        guess = nearest(unknown[0].rsplit(".", 1)[-1], known)
+        return ConfigError(
+            f"{unknown[0]} is not a {kind}{f'; did you mean {guess}?' if guess else ''}{_where(setting)}",
+            where=setting.key,
+            fix=f"write {guess}" if guess else f"give the full path of a {kind}, as package.module.ClassName",
+        )
+    return ConfigError(
+        f"{_essence(message)}{_where(setting)}",
+        where=setting.key,
+        fix=f"check the init_args of {', '.join(names) or kind} against its documentation",
+    )
+
+
+def _not_allowed(setting: Setting, name: str) -> ConfigError:
+    return ConfigError(
+        f"{name} is not on the list of imports that a config may name{_where(setting)}",
+        where=setting.key,
+        fix=f"if you trust it, add --allow-import {name.split('.')[0]} to the command line (a config cannot)",
+    )
+
+
+def _essence(message: str) -> str:
+    """The innermost "which argument, what was expected" of a nested jsonargparse message."""
+    inner = re.findall(r'Parser key "([^"]+)":\s*\n?\s*(Expected[^\n]*|Does not validate[^\n]*)', message)
+    option = re.search(r"(?:Option|option) '([^']+)' is not accepted|does not accept option '([^']+)'", message)
+    required = re.search(r'Key "([^"]+)" is required', message)
+    if option:
+        text = f"there is no argument {option.group(1) or option.group(2)}"
+    elif required:
+        text = f"the argument {required.group(1)} is needed"
+    elif len(inner) > 0 and "Expected" in inner[-1][1]:
+        text = f"{inner[-1][0]}: {inner[-1][1][0].lower()}{inner[-1][1][1:]}"
+    else:
+        text = " ".join(message.split())
+    text = re.sub(r"<class '([\w.]+)'>", lambda m: m.group(1).rsplit(".", 1)[-1], text)
+    return text[:MAX_DETAIL_CHARACTERS].rstrip(". ")
+
+
+def _subclasses(base: type) -> list[type]:
+    found = [base]
+    for c in base.__subclasses__():
+        found += _subclasses(c)
+    return found
+
+
+def _where(setting: Setting) -> str:
+    return f" ({setting.where})"
+
+
+def _topic(setting: Setting) -> str:
+    return setting.section if setting.section in section_names() else ""
+
+
+def _as_written(key: str, setting: Setting) -> str:
+    return f"--{key}" if setting.where == COMMAND_LINE else key
+
+
+def _shown(value: Any) -> str:
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) <= MAX_VALUE_CHARACTERS else text[:MAX_VALUE_CHARACTERS] + "..."
+
+
+def _fix_value(setting: Setting, parameter: Parameter) -> str:
+    from_literal = nearest(str(setting.value), [str(c) for c in _choices(parameter)])
+    example = from_literal or _example(setting.key, parameter)
+    return f"--{setting.key} {example}" if setting.where == COMMAND_LINE else f"{setting.key}: {example}"
+
+
+def _choices(parameter: Parameter) -> list[Any]:
+    from lit_tune.config.types import choices
+
+    return choices(parameter.hint)
+
+
+def _example(key: str, parameter: Parameter | None = None) -> str:
+    examples = {
+        "model.model_name_or_path": "bert-base-uncased",
+        "eval_every_steps": "500",
+        "data.limit_train": "1000",
+        "data.limit_val": "1000",
+        "data.limit_test": "1000",
+        "data.max_length": "128",
+        "early_stopping.patience": "3",
+    }
+    if key in examples:
+        return examples[key]
+    if parameter is None or parameter.required or parameter.default is None:
+        return "<" + (words(parameter.hint) if parameter else "value") + ">"
+    default = parameter.default
+    return str(default).lower() if isinstance(default, bool) else str(default)
+
+
+def task_class(settings: list[Setting]) -> type | None:
+    """Our task that the settings choose last, or None where it is somebody else's class."""
+    chosen = [class_given(s.value) for s in settings if s.key == "task.class_path"]
+    name = (chosen[-1] if chosen else None) or "SequenceClassification"
+    known = tasks()
+    return known.get(name.rsplit(".", 1)[-1]) if "." not in name or name.startswith("lit_tune.tasks.") else None
+
+
+def keys_for(settings: list[Setting]) -> dict[str, Parameter]:
+    """All keys, with the init arguments of the task that the settings choose."""
+    return all_keys(task_class(settings))  # type: ignore[arg-type]

@@ -1,0 +1,53 @@
+"""A parsed config, the verb that reads it and the machine it runs on: what the rules look at."""
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from lit_tune.errors import LitTuneError
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What the rules look at.
+
+    Args:
+        config: The parsed config as nested plain dicts.
+        verb: ``fit``, ``validate``, ``test``, ``predict`` or ``prepare``.
+        accelerators: What this machine has besides a CPU: ``cuda``, ``mps``.
+        num_devices: How many of them.
+    """
+
+    config: dict[str, Any]
+    verb: str = "fit"
+    accelerators: Collection[str] = ()
+    num_devices: int = 0
+
+    def __getitem__(self, key: str) -> Any:
+        """The value at a dotted key; None where a part of the way is missing."""
+        value: Any = self.config
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        return value
+
+    @property
+    def trains(self) -> bool:
+        """Whether the verb reads the train split."""
+        return self.verb in ("fit", "prepare")
+
+    @property
+    def surely_without_val(self) -> bool:
+        """No val file, no share of train, and no data set that may have a val split."""
+        return self["data.val"] is None and self["data.dataset"] is None and self["data.val_fraction"] == 0
+
+    @property
+    def device(self) -> str:
+        """``cpu``, ``cuda`` or ``mps``: what ``trainer.accelerator`` comes to here."""
+        name = self["trainer.accelerator"] or "auto"
+        if name in ("auto", "gpu"):
+            return next((a for a in ("cuda", "mps") if a in self.accelerators), "cpu")
+        return str(name)
+
+
+Rule = Callable[[Situation], Iterator[LitTuneError]]
+"""One subject: a pure function that gives the problems it finds."""
