@@ -16,6 +16,7 @@ NOISE = (
     r"The number of training batches .* is smaller than the logging interval",
     r".*does not have many workers which may be a bottleneck.*",
     r".*You defined a `validation_step` but have no `val_dataloader`.*",
+    r"Total length of `list` across ranks is zero.*",  # no val split: said in our own words
     r"Checkpoint directory .* exists and is not empty.*",
     r".*tensorboardX.*",
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",

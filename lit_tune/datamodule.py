@@ -120,6 +120,7 @@ class TokenizedDataModule(L.LightningDataModule):
                 delimiter=delimiter,
                 encoding=encoding,
                 json_field=field,
+                text_columns=task.input_columns(),
             ),
             reader=self.reader,
             val_fraction=val_fraction,

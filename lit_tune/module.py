@@ -15,13 +15,12 @@ from torchmetrics import MetricCollection
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lit_tune.errors import ConfigError, ModelError
-from lit_tune.metrics import LossMetric, scalars
+from lit_tune.metrics import RatioMetric, scalars
 from lit_tune.models.freezing import freeze as freeze_parameters
 from lit_tune.models.freezing import frozen_modules
 from lit_tune.models.load import build_model, load_config, set_pad_token
 from lit_tune.optim.optimizers import OptimizerSettings, build_optimizer
-from lit_tune.optim.param_groups import describe_groups
-from lit_tune.optim.schedules import ScheduleSettings, build_schedule
+from lit_tune.optim.schedules import ScheduleSettings, build_schedule, schedule_config
 from lit_tune.tasks.base import Batch, Spec, Task
 
 log = logging.getLogger("lit_tune")
@@ -151,7 +150,7 @@ class FineTuneModule(L.LightningModule):
         """One collection and one loss per evaluated stage."""
         stages = (*VAL_STAGES, "test")
         self.metrics = torch.nn.ModuleDict({stage: self.task.build_metrics(spec) for stage in stages})
-        self.losses = torch.nn.ModuleDict({stage: LossMetric() for stage in stages})
+        self.losses = torch.nn.ModuleDict({stage: RatioMetric() for stage in stages})
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Optimizer and schedule of the settings; total steps from the datamodule."""
@@ -159,14 +158,12 @@ class FineTuneModule(L.LightningModule):
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         # a fused optimizer unscales inside step(), after our hook has read the gradients (norm 5903 for 5.76)
         optimizer = build_optimizer(self.optimizer_settings, self.model, fused_allowed=not scaled)
-        for line in describe_groups(optimizer.param_groups):
-            log.info(line)
         total = self.trainer.datamodule.total_steps()  # type: ignore[attr-defined]
-        scheduler = build_schedule(self.schedule_settings, optimizer, total)
-        schedule: dict[str, Any] = {"scheduler": scheduler, "interval": self.schedule_settings.interval}
-        if self.schedule_settings.monitor:
-            schedule["monitor"] = self.schedule_settings.monitor
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+        monitor = (self.schedule_settings.monitor or "").removeprefix("val/")
+        higher = self.task.metric_names(self.spec).get(monitor) if self.spec else None
+        mode = None if higher is None else ("max" if higher else "min")
+        scheduler = build_schedule(self.schedule_settings, optimizer, total, mode)
+        return {"optimizer": optimizer, "lr_scheduler": schedule_config(self.schedule_settings, scheduler)}
 
     # ---- training: the numerics seam ---------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import datasets
 
 from lit_tune.data import cache, checks, splits
 from lit_tune.data.raw_data import RawData
-from lit_tune.data.sources import Split
+from lit_tune.data.split import Split
 from lit_tune.data.truncation import TokenCounts, token_counts
 from lit_tune.errors import ConfigError, DataError
 from lit_tune.models.text_reader import TextReader

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from lit_tune.data.sources import Split, load_files, load_hub
+from lit_tune.data.sources import load_files, load_hub
+from lit_tune.data.split import Split
 from lit_tune.errors import DataError
 
 
@@ -19,6 +20,7 @@ class RawData:
         delimiter: Column separator of csv files.
         encoding: Text encoding.
         json_field: Key that holds the array of rows in a json file.
+        text_columns: Columns of a csv that stay text even if every cell is a number.
     """
 
     files: dict[str, str | list[str] | None]
@@ -29,6 +31,7 @@ class RawData:
     delimiter: str | None = None
     encoding: str = "utf-8"
     json_field: str | None = None
+    text_columns: tuple[str, ...] = ()
 
     def load(self, split: str, streaming: bool = False) -> Split | None:
         """The raw rows of ``train``, ``val``, ``test`` or ``predict``; None where there is no such split.
@@ -45,6 +48,7 @@ class RawData:
                 encoding=self.encoding,
                 field=self.json_field,
                 streaming=streaming,
+                text_columns=self.text_columns,
             )
         if self.dataset is None or split == "predict":
             return None

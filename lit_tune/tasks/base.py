@@ -14,7 +14,7 @@ from torchmetrics import MetricCollection
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_tune.data.collators import Padding
-from lit_tune.data.sources import Split
+from lit_tune.data.split import Split
 
 Rows = dict[str, list[Any]]
 """A batch of raw rows as ``datasets.map(batched=True)`` gives them: column name -> values."""
@@ -38,8 +38,6 @@ class Spec:
     Args:
         problem_type: transformers' ``config.problem_type``.
         label_names: Class names in the order of their ids; empty for regression.
-        label_values: How the data writes each class, same order: differs from the names where a ClassLabel or the model
-            names the integers of a file.
         label_counts: Rows per class in the train split, same order; empty where unknown (streaming, regression).
         num_rows: Rows of the train split; 0 where unknown (streaming).
         baseline: What a model that ignores its input scores on train, by metric name (``accuracy``, ``loss``, ...).
@@ -47,7 +45,6 @@ class Spec:
 
     problem_type: str
     label_names: list[str] = field(default_factory=list)
-    label_values: list[str] = field(default_factory=list)
     label_counts: list[int] = field(default_factory=list)
     num_rows: int = 0
     baseline: dict[str, float] = field(default_factory=dict)
@@ -74,6 +71,10 @@ class Task(ABC):
     @abstractmethod
     def settings(self) -> dict[str, Any]:
         """The init arguments that decide what ``encode`` returns: part of the cache key."""
+
+    @abstractmethod
+    def input_columns(self) -> tuple[str, ...]:
+        """Columns that hold text and stay text, whatever they look like."""
 
     @abstractmethod
     def inspect(self, train: Split, model_config: PretrainedConfig, new_head: bool) -> Spec:

@@ -14,10 +14,11 @@ from transformers import AutoModelForSequenceClassification, PretrainedConfig, P
 from lit_tune import losses, metrics
 from lit_tune.data import checks, labels, splits
 from lit_tune.data.collators import Padding, TextCollator
-from lit_tune.data.sources import Split, class_label_names
-from lit_tune.errors import ConfigError, DataError, ModelError
-from lit_tune.imports import import_class
+from lit_tune.data.sources import class_label_names
+from lit_tune.data.split import Split
+from lit_tune.errors import ConfigError, DataError
 from lit_tune.tasks.base import Batch, Collator, Features, Rows, Spec, Task
+from lit_tune.tasks.classification_head import build_own_loss, keep_head
 from lit_tune.tasks.classification_report import report_text
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
@@ -80,33 +81,34 @@ class SequenceClassification(Task):
             "label_names": self.label_names,
         }
 
+    def input_columns(self) -> tuple[str, ...]:
+        return tuple(self.text_columns)
+
     # ---- reading the labels ------------------------------------------------------------------------------------------
 
     def inspect(self, train: Split, model_config: PretrainedConfig, new_head: bool) -> Spec:
         self.require(train, labelled=True)
-        names = self.label_names or class_label_names(train, self.label_column)
+        named = self.label_names or class_label_names(train, self.label_column)
         if not train.is_streamed:
-            spec = self.spec_of_values(train.column(self.label_column), names, train)
+            spec = self.spec_of_values(train.column(self.label_column), named, train)
+        elif self.problem_type == REGRESSION:
+            spec = Spec(REGRESSION)
+        elif named:
+            spec = Spec(MULTI if self.problem_type == MULTI else SINGLE, list(named))
         else:
-            if self.problem_type == REGRESSION:
-                spec = Spec(REGRESSION)
-            elif names:
-                spec = Spec(MULTI if self.problem_type == MULTI else SINGLE, list(names), list(names))
-            else:
-                raise ConfigError(
-                    "a stream cannot be read to the end to find its labels",
-                    where="task.init_args.label_names",
-                    fix="list the class names, or problem_type: regression",
-                )
+            raise ConfigError(
+                "a stream cannot be read to the end to find its labels",
+                where="task.init_args.label_names",
+                fix="list the class names, or problem_type: regression",
+            )
         self.check_settings(spec)
         return spec if new_head else keep_head(spec, model_config)
 
-    def spec_of_values(self, values: list[Any], names: list[str] | None, train: Split) -> Spec:
+    def spec_of_values(self, values: list[Any], named: list[str] | None, train: Split) -> Spec:
         """The spec of a column of labels."""
-        kind = labels.label_kind(values, train.locate)
-        found = PROBLEM_OF_KIND[kind]
+        found = PROBLEM_OF_KIND[labels.label_kind(values, train.locate)]
         if found == SINGLE and self.problem_type == REGRESSION:
-            labels.encode_numbers(values, train.locate)  # "3" and 3 are numbers too; "good" is not
+            labels.encode_numbers(values, train.locate)  # integers are numbers too; words are refused here
             found = REGRESSION
         if self.problem_type not in ("auto", found):
             raise DataError(
@@ -116,28 +118,14 @@ class SequenceClassification(Task):
             )
         if found == REGRESSION:
             return Spec(REGRESSION)
-        as_written = labels.class_names(values, class_label_names(train, self.label_column))
-        if class_label_names(train, self.label_column):
-            as_integers = [str(i) for i in range(len(as_written))]
-            return Spec(found, self.label_names or as_written, as_integers)
-        if self.label_names:
-            unknown = [v for v in as_written if v not in self.label_names]
-            if not unknown:
-                return Spec(found, list(self.label_names), list(self.label_names))
-            if len(as_written) != len(self.label_names) or not all(v.lstrip("-").isdigit() for v in as_written):
-                raise DataError(
-                    f"the data holds labels that are not listed: {', '.join(unknown[:5])}",
-                    where="task.init_args.label_names",
-                    fix=f"all of: {', '.join(as_written[:12])}",
-                )
-            return Spec(found, list(self.label_names), as_written)
-        if found == SINGLE and len(as_written) < 2:
+        names = list(named) if named else labels.class_names(values, None)
+        if found == SINGLE and len(names) < 2:
             raise DataError(
-                f"every row has the label {as_written[0]!r}: there is nothing to learn",
+                f"every row has the label {names[0]!r}: there is nothing to learn",
                 where=f"column {self.label_column}",
                 fix="data with at least two classes",
             )
-        return Spec(found, as_written, as_written)
+        return Spec(found, names)
 
     def check_settings(self, spec: Spec) -> None:
         """Settings that this problem would ignore, or that do not fit its number of classes."""
@@ -155,8 +143,6 @@ class SequenceClassification(Task):
                     where=where + name,
                     fix="one number per class, in this order, or balanced",
                 )
-            if value == "balanced" and spec.num_rows == 0 and not spec.label_counts and self.label_names is None:
-                continue
         if spec.problem_type == REGRESSION and (self.label_smoothing or self.focal_gamma is not None):
             name = "label_smoothing" if self.label_smoothing else "focal_gamma"
             raise ConfigError("has no effect on regression", where=where + name, fix="leave it out")
@@ -165,16 +151,14 @@ class SequenceClassification(Task):
         problem = model_config.problem_type or (self.problem_type if self.problem_type != "auto" else None)
         if problem == REGRESSION or (problem is None and model_config.num_labels == 1):
             return Spec(REGRESSION)
-        names = [model_config.id2label[i] for i in range(model_config.num_labels)]
-        return Spec(problem or SINGLE, names, names)
+        return Spec(problem or SINGLE, [model_config.id2label[i] for i in range(model_config.num_labels)])
 
     def require(self, split: Split, labelled: bool) -> None:
         """Demand the columns."""
-        wanted = {"task.init_args.text_columns": self.text_columns}
+        keys = dict.fromkeys(self.text_columns, "task.init_args.text_columns")
         if labelled:
-            wanted["task.init_args.label_column"] = [self.label_column]
-        for key, columns in wanted.items():
-            checks.require_columns(split.column_names, columns, where=split.title, keys=key)
+            keys[self.label_column] = "task.init_args.label_column"
+        checks.require_columns(split.column_names, list(keys), where=split.title, keys=keys)
 
     def check(self, split: Split, spec: Spec, labelled: bool = True) -> list[str]:
         self.require(split, labelled)
@@ -192,12 +176,9 @@ class SequenceClassification(Task):
         locate = split.locate if split else (lambda i: f"row {i + 1} of the batch")
         if spec.problem_type == REGRESSION:
             return labels.encode_numbers(values, locate)
-        written = spec.label_values
-        if spec.label_names != written and any(isinstance(v, str) and v in spec.label_names for v in values[:100]):
-            written = spec.label_names  # a test file may write the names of what train numbers
-        if spec.problem_type == MULTI:
-            return labels.encode_multi_labels(values, written, locate)
-        return labels.encode_class_labels(values, written, locate)
+        own_names = class_label_names(split, self.label_column) if split else None
+        encode = labels.encode_multi_labels if spec.problem_type == MULTI else labels.encode_class_labels
+        return encode(values, spec.label_names, locate, class_label_names=own_names)
 
     def is_unlabelled(self, split: Split) -> bool:
         return self.label_column not in split.column_names or labels.is_unlabelled(split.column(self.label_column))
@@ -226,7 +207,7 @@ class SequenceClassification(Task):
         numbers = np.asarray(encoded) if spec.problem_type == REGRESSION else None
         baseline = metrics.baseline_scores(spec.problem_type, counts, len(values), numbers)
         plain = {k: float(v) for k, v in baseline.items() if v is not None and np.isfinite(v)}
-        return Spec(spec.problem_type, spec.label_names, spec.label_values, counts, len(values), plain)
+        return Spec(spec.problem_type, spec.label_names, counts, len(values), plain)
 
     # ---- rows to tensors ---------------------------------------------------------------------------------------------
 
@@ -342,50 +323,3 @@ class SequenceClassification(Task):
 
     def report(self, metrics: dict[str, Any], spec: Spec) -> str:
         return report_text(metrics, spec)
-
-
-def build_own_loss(loss: str | dict[str, Any]) -> Any:
-    """An instance of the user's loss class."""
-    where = "task.init_args.loss"
-    settings = {"class_path": loss} if isinstance(loss, str) else loss
-    if "class_path" not in settings:
-        raise ConfigError("has no class_path", where=where, fix="{class_path: my_package.MyLoss, init_args: {...}}")
-    cls = import_class(settings["class_path"], where=where, search=("torch.nn",))
-    arguments = dict(settings.get("init_args") or {})
-    if cls.__module__.startswith("torch.nn"):
-        arguments["reduction"] = "none"  # a mean would hide the number of targets
-    try:
-        return cls(**arguments)
-    except TypeError as e:
-        raise ConfigError(f"{settings['class_path']}: {e}", where=where, fix="arguments that the class takes") from e
-
-
-def keep_head(spec: Spec, config: PretrainedConfig) -> Spec:
-    """Fit the labels to a head the model may already have.
-
-    A config without ``id2label`` of its own (``LABEL_0`` ...) and without a classification architecture has no head.
-
-    Raises:
-        ModelError: The head was trained for other labels.
-    """
-    architectures = getattr(config, "architectures", None) or []
-    if not any(a.endswith("ForSequenceClassification") for a in architectures):
-        return spec
-    if spec.problem_type == REGRESSION:
-        if config.num_labels == 1:
-            return spec
-    else:
-        names = [config.id2label[i] for i in range(config.num_labels)]
-        if sorted(names) == sorted(spec.label_names):
-            values = [spec.label_values[spec.label_names.index(n)] for n in names]
-            return Spec(spec.problem_type, names, values)
-        if len(names) == len(spec.label_names) and spec.label_values == [str(i) for i in range(len(names))]:
-            generic = all(n == f"LABEL_{i}" for i, n in enumerate(names))
-            return Spec(spec.problem_type, spec.label_names if generic else names, spec.label_values)
-    have = "a number" if config.num_labels == 1 else ", ".join(config.id2label[i] for i in range(config.num_labels))[:120]
-    raise ModelError(
-        f"the model has a head for other labels ({have}) than the data "
-        f"({', '.join(spec.label_names)[:120] or 'a number'})",
-        where="model.new_head",
-        fix="model.new_head: true replaces the head; or data with the model's labels",
-    )

@@ -1,0 +1,89 @@
+"""Split: raw rows, with a place for every row that a message can name."""
+
+import bisect
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any
+
+import datasets
+import numpy as np
+
+
+@dataclass
+class Split:
+    """The raw rows of one split, or a selection of them.
+
+    Args:
+        rows: The rows; a stream has no length.
+        name: ``train``, ``val``, ``test`` or ``predict``.
+        files: (path as the user gave it, number of rows) in order; 0 rows where a stream does not know; empty for data
+            that does not come from files.
+        fingerprint: Hash of the content and of how it was read. Of streamed files: of names, sizes and first megabytes.
+        source: What to call data without files, e.g. ``nyu-mll/glue/mrpc[train]``.
+        origin: Of a selection: the number each row has in the whole split.
+    """
+
+    rows: datasets.Dataset | datasets.IterableDataset
+    name: str
+    files: list[tuple[str, int]]
+    fingerprint: str
+    source: str = ""
+    origin: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)  # type: ignore[arg-type]
+
+    def __bool__(self) -> bool:
+        return True  # a stream has no length, and an empty split is still one
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether the rows can only be read in order."""
+        return isinstance(self.rows, datasets.IterableDataset)
+
+    @property
+    def title(self) -> str:
+        """What to call the split in a message: its file, its data set, or its name."""
+        if not self.files:
+            return self.source
+        return self.files[0][0] if len(self.files) == 1 else f"{self.name} ({len(self.files)} files)"
+
+    @property
+    def column_names(self) -> list[str]:
+        """Names of the columns."""
+        return list(self.rows.column_names or next(iter(self.rows), {}))
+
+    def column(self, name: str) -> list[Any]:
+        """All values of a column."""
+        assert isinstance(self.rows, datasets.Dataset), "a stream has no columns to read"
+        return self.rows[name][:]
+
+    def select(self, indices: np.ndarray) -> "Split":
+        """Some of the rows; messages still name their place in the file."""
+        assert isinstance(self.rows, datasets.Dataset)
+        origin = indices if self.origin is None else self.origin[indices]
+        return replace(self, rows=self.rows.select(indices), origin=origin)
+
+    def renamed(self, name: str) -> "Split":
+        """The same rows as another split."""
+        return replace(self, name=name)
+
+    def take(self, count: int) -> "Split":
+        """The first rows of a stream, kept in memory."""
+        first = self.rows.take(count)
+        rows = datasets.Dataset.from_list(list(first), features=self.rows.features)
+        return replace(self, rows=rows, name="probe")
+
+    def locate(self, i: int) -> str:
+        """Where row ``i`` (from 0) stands: ``train.csv:17``, counting data rows from 1 without the header."""
+        i = i if self.origin is None else int(self.origin[i])
+        if not self.files:
+            return f"{self.source}:{i + 1}"
+        if len(self.files) == 1:
+            return f"{self.files[0][0]}:{i + 1}"
+        ends = list(accumulate(count for _, count in self.files))
+        if i >= ends[-1]:  # a stream of several files
+            return f"{self.name} row {i + 1}"
+        place = bisect.bisect_right(ends, i)
+        path, count = self.files[place]
+        return f"{path}:{i + 1 - (ends[place] - count)}"

@@ -1,0 +1,72 @@
+"""The rows of a step do not depend on how it is cut."""
+
+import itertools
+
+import pytest
+import torch
+
+from lit_tune.data.samplers import FILLER, EvalBatchSampler, TrainBatchSampler, cut, epoch_order, num_cuts
+
+CUTS = [(16, 1, 1), (4, 4, 1), (1, 16, 1), (2, 8, 1), (8, 1, 2), (2, 4, 2), (1, 8, 2), (4, 1, 4)]
+
+
+def windows(num_rows: int, batch: int, accumulate: int, ranks: int, epoch: int) -> list[list[int]]:
+    """Row sets of each optimizer step, gathered from all ranks."""
+    per_rank = []
+    for rank in range(ranks):
+        sampler = TrainBatchSampler(num_rows, batch, accumulate, ranks, rank, seed=7)
+        sampler.set_epoch(epoch)
+        batches = list(sampler)
+        assert len(batches) == len(sampler)
+        per_rank.append([batches[i : i + accumulate] for i in range(0, len(batches), accumulate)])
+    assert len({len(w) for w in per_rank}) == 1, "ranks must step together"
+    return [
+        sorted(r for rank in per_rank for batch_rows in rank[step] for r in batch_rows if r != FILLER)
+        for step in range(len(per_rank[0]))
+    ]
+
+
+@pytest.mark.parametrize("num_rows", [1, 15, 16, 17, 33, 50])
+@pytest.mark.parametrize("epoch", [0, 3])
+def test_every_cut_of_the_same_effective_batch_steps_on_the_same_rows(num_rows, epoch):
+    expected = [sorted(w.tolist()) for w in epoch_order(num_rows, 7, epoch).split(16)]
+    for batch, accumulate, ranks in CUTS:
+        assert windows(num_rows, batch, accumulate, ranks, epoch) == expected, (batch, accumulate, ranks)
+
+
+def test_an_epoch_sees_every_row_once_and_epochs_differ():
+    first, second = epoch_order(40, 1, 0), epoch_order(40, 1, 1)
+    assert sorted(first.tolist()) == list(range(40))
+    assert first.tolist() != second.tolist()
+    assert first.tolist() == epoch_order(40, 1, 0).tolist()
+    assert first.tolist() != epoch_order(40, 2, 0).tolist()
+
+
+def test_the_order_leaves_the_global_random_state_alone():
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    list(TrainBatchSampler(10, 2, 1, 1, 0, 0))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(("ranks", "batch"), list(itertools.product([1, 2, 3], [1, 4, 64])))
+def test_evaluation_counts_every_row_once_in_order_for_every_size(ranks, batch):
+    for num_rows in range(1, 21):
+        per_rank = [list(EvalBatchSampler(num_rows, batch, ranks, r)) for r in range(ranks)]
+        assert {len(b) for b in per_rank} == {len(EvalBatchSampler(num_rows, batch, ranks, 0))}
+        rows = [[r for b in batches for r in b if r != FILLER] for batches in per_rank]
+        assert all(r == sorted(r) for r in rows)
+        assert sorted(itertools.chain(*rows)) == list(range(num_rows))
+        assert all(b == [FILLER] or FILLER not in b for batches in per_rank for b in batches)
+
+
+def test_the_number_of_cuts_is_what_the_sampler_yields():
+    for num_rows, batch, ranks, accumulate in itertools.product([1, 5, 32, 37], [1, 2], [1, 2], [1, 3]):
+        sampler = TrainBatchSampler(num_rows, batch, accumulate, ranks, 0, 0)
+        assert num_cuts(num_rows, batch, ranks, accumulate) == len(list(sampler))
+
+
+def test_micro_batches_never_exceed_the_batch_size():
+    for size in range(1, 40):
+        for rank in range(3):
+            assert all(len(b) <= 4 for b in cut(range(size), 4, 3, rank))
