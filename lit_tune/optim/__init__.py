@@ -1,0 +1,1 @@
+"""Learning rates, weight decay, optimizers and schedules."""
