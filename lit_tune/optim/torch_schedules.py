@@ -16,7 +16,7 @@ _NOT_ARGUMENTS = ("self", "optimizer", "last_epoch")
 class WarmupThen(LRScheduler):
     """A straight rise from 0 to the first learning rates of another scheduler, which then runs as if it were alone.
 
-    torch's ``SequentialLR`` does not do that: it rises to the optimizer's rate even if the scheduler starts at half of it
+    torch's ``SequentialLR`` does not do that: it rises to the optimizer's rate even if the scheduler starts below it
     (``LinearLR``), and a scheduler without a closed form (``MultiplicativeLR``) goes on from the last value of the
     warm-up, so that its whole run lies too low (torch 2.13).
 
