@@ -1,0 +1,69 @@
+"""Tiny real objects for tests: rows made from a seed, a tokenizer made here, a two-layer random model. No network."""
+
+import csv
+import random
+from pathlib import Path
+
+WORDS = "trail rock river steep mud view forest long short easy hard great awful rain sun path climb lake bridge fog".split()
+CLASSES = ("bad", "fine", "good")
+
+
+def toy_rows(count: int, seed: int = 0, num_classes: int = 3) -> list[dict]:
+    """Texts of ragged length whose label depends on their words, so that a model can learn something."""
+    rng = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        words = [rng.choice(WORDS) for _ in range(rng.randint(1, 12))]
+        score = sum(WORDS.index(w) for w in words) / len(words)
+        label = min(num_classes - 1, int(score / len(WORDS) * num_classes * 1.0))
+        rows.append({"text": " ".join(words), "label": CLASSES[label], "score": score / 4 + 0.05})
+    return rows
+
+
+def write_csv(path: Path, rows: list[dict]) -> Path:
+    """Rows as a csv file with a header."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def make_tiny_model(folder: Path, dropout: float = 0.1, hidden: int = 16) -> Path:
+    """Save the tiny model into a folder."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    vocab = {w: i for i, w in enumerate(special + WORDS)}
+    backend = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_max_length=64,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(vocab),
+        hidden_size=hidden,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=2 * hidden,
+        max_position_embeddings=64,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+        initializer_range=0.3,
+        pad_token_id=0,
+    )
+    BertModel(config).save_pretrained(folder)
+    return folder
