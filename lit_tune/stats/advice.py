@@ -101,10 +101,10 @@ def advise(verdict: Verdict, settings: SettingsInUse | None = None, monitor: str
 
 def stop_early(case: Case) -> Advice | None:
     """Early stopping, or less patience."""
-    now = case.settings.get("patience")
+    now = case.settings.get("early_stopping.patience")
     if now is not None and now <= PATIENCE:
         return None
-    shown = None if "patience" not in case.settings else "off" if now is None else str(now)
+    shown = None if "early_stopping.patience" not in case.settings else "off" if now is None else str(now)
     return Advice("early_stopping.patience", str(PATIENCE), shown, f"stop when {case.monitor} stops improving")
 
 
@@ -112,13 +112,13 @@ def stop_at_best(case: Case) -> Advice | None:
     """No more training than the best validation had."""
     if not case.numbers.get("since_best"):
         return None
-    steps = case.settings.get("max_steps") or 0
+    steps = case.settings.get("trainer.max_steps") or 0
     if steps > 0 or case.numbers.get("best_epoch") is None:
         best = case.numbers["best_step"]
         why = f"{case.monitor} was best at step {best}"
         return Advice("trainer.max_steps", str(best), str(steps) if steps > 0 else None, why) if best != steps else None
-    best, now = math.ceil(case.numbers["best_epoch"] - 1e-6), case.settings.get("max_epochs")
-    if now is not None and now <= best:
+    best, now = math.ceil(case.numbers["best_epoch"] - 1e-6), case.settings.get("trainer.max_epochs")
+    if now is not None and 0 < now <= best:  # -1 is no limit
         return None
     shown = None if now is None else str(now)
     return Advice("trainer.max_epochs", str(best), shown, f"{case.monitor} was best in epoch {best}")
@@ -129,18 +129,17 @@ def stop_at_best(case: Case) -> Advice | None:
 
 def more_dropout(case: Case) -> Advice | None:
     """The next higher dropout."""
-    for field, now in case.settings.get("dropout", {}).items():
-        higher = next((d for d in DROPOUTS if d > now + 1e-9), None)
-        if higher is None:
-            return None
-        overrides = {**case.settings.get("config_overrides", {}), field: higher}
-        return Advice("model.config_overrides", _yaml(overrides), f"{now:g}", "dropout makes train harder to memorise")
-    return None
+    field, now = case.settings.get("dropout_field"), case.settings.get("dropout")
+    higher = next((d for d in DROPOUTS if now is not None and d > now + 1e-9), None)
+    if not field or higher is None:
+        return None
+    overrides = {**case.settings.get("model.config_overrides", {}), field: higher}
+    return Advice("model.config_overrides", _yaml(overrides), f"{now:g}", "dropout makes train harder to memorise")
 
 
 def more_weight_decay(case: Case) -> Advice | None:
     """The next higher weight decay."""
-    now = case.settings.get("weight_decay")
+    now = case.settings.get("optimizer.weight_decay")
     higher = next((w for w in WEIGHT_DECAYS if now is None or w > now + 1e-9), None)
     if higher is None:
         return None
@@ -150,7 +149,7 @@ def more_weight_decay(case: Case) -> Advice | None:
 
 def more_smoothing(case: Case) -> Advice | None:
     """Label smoothing, which keeps a model from growing ever more certain."""
-    now = case.settings.get("label_smoothing")
+    now = case.settings.get("task.init_args.label_smoothing")
     if now is None or now > 0:
         return None
     why = "val loss grows where wrong answers are too certain"
@@ -159,16 +158,16 @@ def more_smoothing(case: Case) -> Advice | None:
 
 def freeze_backbone(case: Case) -> Advice | None:
     """Train only the head where there are few rows."""
-    rows = case.settings.get("train_rows")
-    if not rows or rows >= FEW_ROWS or case.settings.get("freeze") or case.settings.get("from_scratch"):
+    rows = case.settings.get("num_train_rows")
+    if not rows or rows >= FEW_ROWS or case.settings.get("model.freeze") or case.settings.get("model.from_scratch"):
         return None
-    shown = "null" if "freeze" in case.settings else None
+    shown = "null" if "model.freeze" in case.settings else None
     return Advice("model.freeze", "backbone", shown, f"{rows} train rows are few for all weights")
 
 
 def lower_lr(case: Case) -> Advice | None:
     """Half the learning rate."""
-    now = case.settings.get("lr")
+    now = case.settings.get("optimizer.lr")
     if now is None or now <= LOW_LR:
         return None
     return Advice("optimizer.lr", _lr(now / 2), _lr(now), "smaller steps overshoot less")
@@ -176,15 +175,15 @@ def lower_lr(case: Case) -> Advice | None:
 
 def mend_val(case: Case) -> Advice | None:
     """More val rows, where the gap is no more than chance would make it."""
-    rows, gap, val = case.settings.get("val_rows"), case.numbers.get("gap"), case.numbers.get("val")
+    rows, gap, val = case.settings.get("num_val_rows"), case.numbers.get("gap"), case.numbers.get("val")
     if not rows or gap is None or val is None or not 0 < val < 1 or not case.numbers.get("higher_is_better"):
         return None
-    probe = min(rows, case.settings.get("probe_size") or rows)
+    probe = min(rows, case.settings.get("overfit.probe_size") or rows)
     chance = NOISE * math.sqrt(val * (1 - val) * (1 / rows + 1 / probe))  # of a share; F1 and the like are near it
     if gap >= chance:
         return None
     why = f"{rows} val rows leave the gap uncertain by {number(chance)}"
-    fraction = case.settings.get("val_fraction")
+    fraction = case.settings.get("data.val_fraction")
     if not fraction:
         return Advice("data.val", "more rows", f"{rows} rows", why)
     return Advice("data.val_fraction", "0.2", f"{fraction:g}", why) if fraction < 0.2 else None
@@ -195,17 +194,16 @@ def mend_val(case: Case) -> Advice | None:
 
 def thaw(case: Case) -> Advice | None:
     """Train the frozen weights."""
-    now = case.settings.get("freeze")
-    if not now:
-        return None
-    return Advice("model.freeze", "null", now if isinstance(now, str) else _yaml(now), "frozen weights cannot learn")
+    frozen = case.settings.get("model.freeze")
+    shown = _yaml(frozen[0] if frozen and len(frozen) == 1 else frozen)
+    return Advice("model.freeze", "null", shown, "frozen weights cannot learn") if frozen else None
 
 
 def faster_head(case: Case) -> Advice | None:
     """A head over a frozen backbone needs a larger learning rate than fine-tuning."""
-    if case.settings.get("freeze") != "backbone":
+    if "backbone" not in (case.settings.get("model.freeze") or []):
         return None
-    now = case.settings.get("head_lr") or case.settings.get("lr")
+    now = case.settings.get("optimizer.head_lr") or case.settings.get("optimizer.lr")
     if now is not None and now >= HEAD_LR:
         return None
     return Advice("optimizer.head_lr", _lr(HEAD_LR), None if now is None else _lr(now), "only the head is trained")
@@ -213,8 +211,8 @@ def faster_head(case: Case) -> Advice | None:
 
 def usual_lr(case: Case) -> Advice | None:
     """A learning rate that is known to work, where the present one is unusual or made the run collapse."""
-    now, scratch = case.settings.get("lr"), bool(case.settings.get("from_scratch"))
-    if case.settings.get("freeze") == "backbone":
+    now, scratch = case.settings.get("optimizer.lr"), bool(case.settings.get("model.from_scratch"))
+    if "backbone" in (case.settings.get("model.freeze") or []):
         return None  # a head alone has another usual value
     if now is None:
         return Advice("optimizer.lr", _lr(SCRATCH_LR if scratch else USUAL_LR), None, "the usual value")
@@ -229,7 +227,7 @@ def usual_lr(case: Case) -> Advice | None:
 
 def raise_lr(case: Case) -> Advice | None:
     """Twice the learning rate, within what fine-tuning bears."""
-    now, top = case.settings.get("lr"), SCRATCH_LR if case.settings.get("from_scratch") else HIGH_LR
+    now, top = case.settings.get("optimizer.lr"), SCRATCH_LR if case.settings.get("model.from_scratch") else HIGH_LR
     if now is None or now >= top:
         return None
     return Advice("optimizer.lr", _lr(min(2 * now, top)), _lr(now), "train is not learned either")
@@ -243,15 +241,15 @@ def raise_lr_if_poor(case: Case) -> Advice | None:
 
 def warm_up(case: Case) -> Advice | None:
     """Warm-up, without which Adam's first steps can wreck a pretrained model."""
-    if case.settings.get("warmup", 1) > 0:
+    if case.settings.get("lr_schedule.warmup", 1) > 0:
         return None
     return Advice("lr_schedule.warmup", "0.1", "0", "the first steps are too large without it")
 
 
 def train_longer(case: Case) -> Advice | None:
     """Twice the epochs or steps."""
-    epochs, steps = case.settings.get("max_epochs"), case.settings.get("max_steps") or 0
-    patience = case.settings.get("patience")
+    epochs, steps = case.settings.get("trainer.max_epochs"), case.settings.get("trainer.max_steps") or 0
+    patience = case.settings.get("early_stopping.patience")
     cut_short = epochs and case.numbers.get("epoch") is not None and case.numbers["epoch"] < epochs - 1e-6
     if patience is not None and cut_short:
         return Advice("early_stopping.patience", str(patience + 2), str(patience), "it stopped the run before the end")
@@ -265,8 +263,8 @@ def train_longer(case: Case) -> Advice | None:
 
 def more_steps(case: Case) -> Advice | None:
     """More optimizer steps, where the whole run has hardly any."""
-    now, seen = case.settings.get("max_epochs") or 0, case.numbers.get("epoch")
-    if now <= 0 or not seen or (case.settings.get("max_steps") or 0) > 0 or case.numbers.get("collapsed"):
+    now, seen = case.settings.get("trainer.max_epochs") or 0, case.numbers.get("epoch")
+    if now <= 0 or not seen or (case.settings.get("trainer.max_steps") or 0) > 0 or case.numbers.get("collapsed"):
         return None
     steps = round(case.numbers["step"] * max(1.0, now / seen))
     if not 0 < steps < FEW_STEPS:
@@ -282,13 +280,13 @@ def check_labels(case: Case) -> Advice | None:
     """Labels that do not belong to their texts cannot be learned."""
     if case.numbers.get("collapsed"):
         return None
-    column = case.settings.get("label_column")
+    column = case.settings.get("task.init_args.label_column")
     return Advice("task.init_args.label_column", CHECK, column, "are these the labels of the texts?")
 
 
 def check_texts(case: Case) -> Advice | None:
     """A text that contains its label is easy."""
-    columns = case.settings.get("text_columns")
+    columns = case.settings.get("task.init_args.text_columns")
     shown = _yaml(columns) if columns else None
     return Advice("task.init_args.text_columns", CHECK, shown, "does a text give its label away?")
 
@@ -296,23 +294,24 @@ def check_texts(case: Case) -> Advice | None:
 def unseen_val(case: Case) -> Advice | None:
     """Val rows that are not in train."""
     shown = f"{case.numbers.get('text_overlap') or 0:.0%} of its texts stand in train"
-    if case.settings.get("val_fraction"):
+    if case.settings.get("data.val_fraction"):
         return Advice("data.train", CHECK, None, f"remove repeated texts, val is cut from it and {shown}")
     return Advice("data.val", CHECK, None, f"{shown}: use rows that train does not have")
 
 
 def measure_val(case: Case) -> Advice | None:
     """A val split, where the run had none."""
-    fraction, rows = case.settings.get("val_fraction"), case.settings.get("val_rows")
-    if rows or (rows is None and fraction != 0):
+    if "num_val_rows" not in case.settings or case.settings["num_val_rows"]:
         return None
-    shown = None if fraction is None else f"{fraction:g}"
-    return Advice("data.val_fraction", "0.1", shown, "without val rows nothing can be said") if not fraction else None
+    why = "without val rows nothing can be said"
+    if case.settings.get("num_train_rows", 1) is None:  # a stream
+        return Advice("data.val", CHECK, None, why)
+    return Advice("data.val_fraction", "0.1", "0", why)
 
 
 def measure_probe(case: Case) -> Advice | None:
     """A train probe, where the run had none."""
-    if case.settings.get("probe_size") != 0:
+    if case.settings.get("overfit.probe_size") != 0:
         return None
     return Advice("overfit.probe_size", "1000", "0", "without train metrics there is no gap")
 

@@ -35,36 +35,41 @@ DROPOUT_FIELDS = (
 """Fields of transformers' configs for the dropout of hidden states; the first one that a config has is its main one."""
 
 
-class SettingsInUse(TypedDict, total=False):
-    """What the module says about its config; every entry may be missing (unknown), None means off or not set."""
+SettingsInUse = TypedDict(
+    "SettingsInUse",
+    {
+        "optimizer.lr": float,
+        "optimizer.head_lr": float | None,
+        "optimizer.weight_decay": float,
+        "lr_schedule.warmup": float,
+        "trainer.max_epochs": int | None,
+        "trainer.max_steps": int | None,
+        "early_stopping.patience": int | None,
+        "model.freeze": list[str] | None,
+        "model.from_scratch": bool,
+        "model.config_overrides": Mapping[str, Any],
+        "data.val_fraction": float | None,  # None where val is a split or file of its own
+        "overfit.probe_size": int,
+        "task.init_args.label_smoothing": float | None,  # None where the problem has none (regression)
+        "task.init_args.label_column": str,
+        "task.init_args.text_columns": list[str],
+        "num_train_rows": int | None,  # None for a stream
+        "num_val_rows": int | None,  # None or 0 where there is no val split
+        "dropout_field": str | None,  # see main_dropout
+        "dropout": float | None,
+    },
+    total=False,
+)
+"""Config key, or fact of the run -> value in use. Every entry may be missing (unknown); None means off or not there."""
 
-    lr: float
-    head_lr: float | None
-    weight_decay: float
-    warmup: float
-    max_epochs: int | None
-    max_steps: int | None
-    patience: int | None  # early_stopping.patience
-    dropout: Mapping[str, float]  # field of the model's config -> value in use; see dropout_in_use
-    config_overrides: Mapping[str, Any]
-    freeze: str | list[str] | None
-    from_scratch: bool
-    train_rows: int
-    val_rows: int
-    val_fraction: float | None  # None where val is a split or file of its own
-    probe_size: int
-    label_smoothing: float | None  # None where the problem has none (regression)
-    label_column: str
-    text_columns: list[str]
 
+def main_dropout(model_config: Mapping[str, Any]) -> tuple[str | None, float | None]:
+    """Name and value of the dropout of hidden states in a model's config; ``(None, None)`` if none is known.
 
-def dropout_in_use(model_config: Mapping[str, Any]) -> dict[str, float]:
-    """The main dropout of a model's config, ``{}`` if none is known.
-
-    >>> dropout_in_use({"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1, "classifier_dropout": None})
-    {'hidden_dropout_prob': 0.1}
+    >>> main_dropout({"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.2, "classifier_dropout": None})
+    ('hidden_dropout_prob', 0.1)
     """
     for field in DROPOUT_FIELDS:
         if isinstance(model_config.get(field), int | float):
-            return {field: float(model_config[field])}
-    return {}
+            return field, float(model_config[field])
+    return None, None

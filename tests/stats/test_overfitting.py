@@ -120,7 +120,7 @@ def test_codes_are_distinct_and_zero_is_healthy():
     assert all(s.code > 0 and s.alarm >= 2 for s in State if s.is_overfit)
 
 
-# ---- precedence: in each script both neighbours' conditions hold ------------------------------------------------------
+# ---- precedence: in each script both neighbours' conditions hold -----------------------------------------------------
 
 
 def test_not_measured_comes_before_all():
