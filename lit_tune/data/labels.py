@@ -1,0 +1,341 @@
+"""Labels as they stand in files -> classes with ids, sets of classes, or numbers.
+
+Pure functions on lists. A label is a string, an int, a bool or an integral float (a class), a list of them (several
+classes at once) or any other number (a regression target). Nothing is guessed silently: missing, mixed and unknown
+labels are errors that name the rows.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from lit_tune.errors import DataError, nearest
+
+LabelKind = Literal["class", "multi", "number"]
+Locate = Callable[[int], str]
+
+NUM_PLACES = 5
+"""Rows an error names; it states the count of all of them."""
+
+NUM_NAMES_SHOWN = 10
+
+
+def label_kind(values: Sequence[Any] | np.ndarray, locate: Locate) -> LabelKind:
+    """Say what kind of problem a label column poses.
+
+    Args:
+        values: The labels of the train split, one per row; at least one.
+        locate: Row number -> ``file:row`` for messages.
+
+    Returns:
+        ``class`` for strings, ints, bools and integral floats, ``multi`` for lists of them, ``number`` otherwise.
+
+    Raises:
+        DataError: Missing labels (None, NaN, blank), labels of several types, or of a type that is no label.
+
+    >>> label_kind(["pos", "neg"], str), label_kind([[0, 2], []], str), label_kind([1.0, 2.5], str)
+    ('class', 'multi', 'number')
+    """
+    rows = _plain(values)
+    _refuse_missing(rows, locate)
+    types = [_type_of(v) for v in rows]
+    kinds = sorted(set(types))
+    if len(kinds) > 1:
+        _refuse_mixed(kinds, types, rows, locate)
+    if kinds == ["list"]:
+        _refuse_bad_lists(rows, locate)
+        return "multi"
+    if kinds not in (["text"], ["number"], ["true/false"]):
+        raise DataError(
+            f"a label is a {kinds[0]} such as {_shorten(rows[0])}; it may be text, a number, true/false or a list",
+            where=locate(0),
+            fix="give task.label_column a column of that kind",
+        )
+    if kinds == ["text"]:
+        _refuse_numbers_with_words(rows, locate)
+    return "class" if kinds != ["number"] or all(float(v).is_integer() for v in rows) else "number"
+
+
+def canonical_name(value: Any) -> str:
+    """The name of a class label: int 3, float 3.0 and csv text "3" are all "3".
+
+    >>> canonical_name(3), canonical_name(3.0), canonical_name("3"), canonical_name(True)
+    ('3', '3', '3', 'True')
+    """
+    value = _scalar(value)
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
+
+
+def class_names(values: Sequence[Any] | np.ndarray, class_label_names: list[str] | None) -> list[str]:
+    """Names of the classes in the order of their ids.
+
+    Args:
+        values: The labels of the train split; scalars or lists of them.
+        class_label_names: The names of a ``datasets.ClassLabel`` column, whose order stands; else None.
+
+    Returns:
+        ClassLabel's own order; numbers by value; strings sorted; False before True.
+
+    >>> class_names([10, 9, 10], None), class_names([["b"], ["a", "b"]], None), class_names([True], None)
+    (['9', '10'], ['a', 'b'], ['False', 'True'])
+    """
+    if class_label_names is not None:
+        return list(class_label_names)
+    distinct = {label for row in _plain(values) for label in (row if isinstance(row, list) else [row])}
+    if any(isinstance(label, bool) for label in distinct):
+        return ["False", "True"]
+    return [canonical_name(label) for label in sorted(distinct)]
+
+
+def encode_class_labels(
+    values: Sequence[Any] | np.ndarray,
+    names: list[str],
+    locate: Locate,
+    known_from: str = "train",
+    class_label_names: list[str] | None = None,
+) -> np.ndarray:
+    """Labels -> ids.
+
+    Ints are looked up by name first. Where no name is an integer ("neg", "pos"), ints are ids into ``names``.
+
+    Args:
+        values: One label per row.
+        names: Class names in the order of their ids, from :func:`class_names` or the config.
+        locate: Row number -> ``file:row`` for messages.
+        known_from: Where ``names`` come from, for messages.
+        class_label_names: If this split's column is a ``datasets.ClassLabel``: its names; the values are ids into
+            them. They are mapped by name, because two splits may order them differently.
+
+    Returns:
+        int64 ids, one per row.
+
+    Raises:
+        DataError: A missing label, one that is not in ``names``, or an id out of range.
+
+    >>> encode_class_labels(["b", "a"], ["a", "b"], str).tolist()
+    [1, 0]
+    """
+    rows = _plain(values)
+    _refuse_missing(rows, locate)
+    return np.array(_lookup(rows, names, locate, known_from, class_label_names), dtype=np.int64)
+
+
+def encode_multi_labels(
+    values: Sequence[Any] | np.ndarray,
+    names: list[str],
+    locate: Locate,
+    known_from: str = "train",
+    class_label_names: list[str] | None = None,
+) -> list[list[int]]:
+    """Lists of labels -> sorted lists of ids; an empty list is a row without any label. Arguments: see above.
+
+    Raises:
+        DataError: A missing label, a row that is no list, a label twice in a row, an unknown label or id.
+
+    >>> encode_multi_labels([["b", "a"], []], ["a", "b"], str)
+    [[0, 1], []]
+    """
+    rows = _plain(values)
+    _refuse_missing(rows, locate)
+    scalars = [i for i, row in enumerate(rows) if not isinstance(row, list)]
+    if scalars:
+        raise DataError(
+            f"a label is {_shorten(rows[scalars[0]])}, not a list of labels{_places(scalars, locate)}",
+            fix="give every row a list, or set task.problem_type: single_label_classification",
+        )
+    _refuse_bad_lists(rows, locate)
+    owner = [i for i, row in enumerate(rows) for _ in row]
+    labels = [label for row in rows for label in row]
+    ids = iter(_lookup(labels, names, lambda i: locate(owner[i]), known_from, class_label_names))
+    return [sorted(next(ids) for _ in row) for row in rows]
+
+
+def encode_numbers(values: Sequence[Any] | np.ndarray, locate: Locate) -> np.ndarray:
+    """Regression targets -> float64, one per row. Text that reads as a number (a streamed csv) counts as one.
+
+    Raises:
+        DataError: A missing target, one that is no number, NaN or infinity.
+
+    >>> encode_numbers([1, 2.5, "3"], str).tolist()
+    [1.0, 2.5, 3.0]
+    """
+    rows = _plain(values)
+    _refuse_missing(rows, locate)
+    numbers = [_number(v) for v in rows]
+    bad = [i for i, number in enumerate(numbers) if number is None or not math.isfinite(number)]
+    if bad:
+        raise DataError(
+            f"target {_shorten(rows[bad[0]])} is not a finite number{_places(bad, locate)}",
+            fix="correct or drop these rows, or set task.problem_type: single_label_classification",
+        )
+    return np.array(numbers, dtype=np.float64)
+
+
+def is_unlabelled(values: Sequence[Any] | np.ndarray) -> bool:
+    """True if no row has a label: all -1 (as in GLUE's test splits) or all missing. Some missing is an error elsewhere.
+
+    >>> is_unlabelled([-1, -1]), is_unlabelled([None, ""]), is_unlabelled([-1, 1]), is_unlabelled([[], []])
+    (True, True, False, False)
+    """
+    rows = _plain(values)
+    if not rows:
+        return False
+    return all(_is_missing(v) for v in rows) or all(not isinstance(v, list) and canonical_name(v) == "-1" for v in rows)
+
+
+def _scalar(value: Any) -> Any:
+    """Numpy scalars and arrays, and tuples, as plain Python."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, list | tuple):
+        return [_scalar(v) for v in value]
+    return value
+
+
+def _plain(values: Iterable[Any]) -> list[Any]:
+    return values.tolist() if isinstance(values, np.ndarray) else [_scalar(v) for v in values]
+
+
+def _is_missing(value: Any) -> bool:
+    return (
+        value is None
+        or (isinstance(value, float) and math.isnan(value))
+        or (isinstance(value, str) and not value.strip())
+    )
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _type_of(value: Any) -> str:
+    # bool first: it is an int to Python
+    for kind, name in ((bool, "true/false"), (str, "text"), (int | float, "number"), (list, "list")):
+        if isinstance(value, kind):
+            return name
+    return type(value).__name__
+
+
+def _shorten(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else shown[:57] + "..."
+
+
+def _places(rows: list[int], locate: Locate) -> str:
+    """`` (train.csv:3, train.csv:9; 12 rows in all)``."""
+    shown = ", ".join(locate(i) for i in rows[:NUM_PLACES])
+    total = f"; {len(rows)} rows in all" if len(rows) > NUM_PLACES else ""
+    return f" ({shown}{total})"
+
+
+def _refuse_missing(rows: list[Any], locate: Locate) -> None:
+    missing = [
+        i for i, v in enumerate(rows) if _is_missing(v) or (isinstance(v, list) and any(_is_missing(x) for x in v))
+    ]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(rows)} labels are missing{_places(missing, locate)}",
+            fix="label these rows or drop them; rows without any label are given to `lit-tune predict`",
+        )
+
+
+def _refuse_mixed(kinds: list[str], types: list[str], rows: list[Any], locate: Locate) -> None:
+    found = []
+    for kind in kinds:
+        of_kind = [i for i, t in enumerate(types) if t == kind]
+        found.append(f"{kind} such as {_shorten(rows[of_kind[0]])} in {len(of_kind)} rows{_places(of_kind, locate)}")
+    raise DataError(f"labels are of several types: {'; '.join(found)}", fix="write all labels in one way")
+
+
+def _refuse_bad_lists(rows: list[list[Any]], locate: Locate) -> None:
+    types = [_type_of(label) for row in rows for label in row]
+    kinds = sorted(set(types))
+    owner = [i for i, row in enumerate(rows) for _ in row]
+    if len(kinds) > 1:
+        _refuse_mixed(kinds, types, [label for row in rows for label in row], lambda i: locate(owner[i]))
+    if kinds not in ([], ["text"], ["number"], ["true/false"]):
+        raise DataError(
+            f"a label list holds a {kinds[0]}; it may hold text or ints",
+            where=locate(owner[0]),
+            fix="flatten the lists",
+        )
+    if kinds == ["number"]:
+        broken = [i for i, row in enumerate(rows) if not all(float(v).is_integer() for v in row)]
+        if broken:
+            raise DataError(
+                f"a label list holds {_shorten(rows[broken[0]])}: several numbers per row are not "
+                f"supported{_places(broken, locate)}",
+                fix="give one number per row (regression), or lists of class names (multi-label)",
+            )
+    twice = [i for i, row in enumerate(rows) if len({canonical_name(v) for v in row}) < len(row)]
+    if twice:
+        raise DataError(
+            f"a label stands twice in {_shorten(rows[twice[0]])}{_places(twice, locate)}",
+            fix="list each label of a row once; a 0/1 vector must become the list of the labels that are 1",
+        )
+
+
+def _refuse_numbers_with_words(rows: list[str], locate: Locate) -> None:
+    """Decimals with a few words between (``1.5, 2.5, NA``) are a regression column with holes, not classes."""
+    words = [i for i, v in enumerate(rows) if _number(v) is None or not math.isfinite(float(v))]
+    decimals = any(not float(v).is_integer() for v in rows if _number(v) is not None and math.isfinite(float(v)))
+    if words and decimals and 2 * len(words) < len(rows):
+        raise DataError(
+            f"labels are decimal numbers except {_shorten(rows[words[0]])}{_places(words, locate)}",
+            fix="correct or drop these rows",
+        )
+
+
+def _lookup(
+    labels: list[Any], names: list[str], locate: Locate, known_from: str, class_label_names: list[str] | None
+) -> list[int]:
+    """Ids of flat labels. Raises DataError for an id out of range and for a label without a name in ``names``."""
+    id_of = {name: i for i, name in enumerate(names)}
+    ids_into = class_label_names
+    if ids_into is None and not any(_is_integer(name) for name in names):
+        ids_into = names
+    found = [canonical_name(label) for label in labels]
+    if ids_into is not None:
+        is_id = [_is_integer(name) and (class_label_names is not None or name not in id_of) for name in found]
+        outside = [i for i, name in enumerate(found) if is_id[i] and not 0 <= int(name) < len(ids_into)]
+        if outside:
+            raise DataError(
+                f"label id {found[outside[0]]} is out of range: ids go from 0 ({ids_into[0]!r}) to "
+                f"{len(ids_into) - 1} ({ids_into[-1]!r}){_places(outside, locate)}",
+                fix="correct or drop these rows",
+            )
+        found = [ids_into[int(name)] if is_id[i] else name for i, name in enumerate(found)]
+    unknown = [i for i, name in enumerate(found) if name not in id_of]
+    if unknown:
+        raise _unknown_label(unknown, found, names, locate, known_from)
+    return [id_of[name] for name in found]
+
+
+def _is_integer(name: str) -> bool:
+    return name.removeprefix("-").isdecimal()
+
+
+def _unknown_label(
+    unknown: list[int], found: list[str], names: list[str], locate: Locate, known_from: str
+) -> DataError:
+    label = found[unknown[0]]
+    rows = [i for i in unknown if found[i] == label]
+    num_others = len({found[i] for i in unknown}) - 1
+    others = f", nor do {num_others} other labels" if num_others else ""
+    shown = ", ".join(repr(n) for n in names[:NUM_NAMES_SHOWN])
+    more = f", ... ({len(names)} in all)" if len(names) > NUM_NAMES_SHOWN else ""
+    similar = nearest(label, names)
+    guess = f"is {similar!r} meant? Else " if similar else ""
+    return DataError(
+        f"label {label!r} never occurs in {known_from}{_places(rows, locate)}{others}; known: {shown}{more}",
+        fix=f"{guess}correct these rows, or add rows with this label to train",
+    )
