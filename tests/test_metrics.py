@@ -221,7 +221,7 @@ def test_labels_are_predicted_above_the_threshold(threshold):
 def test_a_constant_side_makes_correlations_undefined_however_it_is_cut(constant):
     preds, target = regression_rows(20)
     if constant != "target":
-        preds = torch.full_like(preds, 0.1)  # its mean over 3 or 7 rows is not exactly 0.1
+        preds = torch.full_like(preds, 0.1, dtype=torch.float64)  # its mean over 3 or 7 rows is not exactly 0.1
     if constant != "preds":
         target = torch.full_like(target, 0.7)
     for sizes in (20, 7, 3, 1):
@@ -313,8 +313,20 @@ def test_small_batches_are_joined_into_blocks():
         metric.update(block[:size], torch.zeros(size, dtype=torch.int64))
     assert [len(c) for c in metric.scores] == [2 + 2 * len(block), 1]
     metric.reset()
-    metric.update(block[:3], torch.zeros(3, dtype=torch.int64))
-    assert [len(c) for c in metric.scores] == [3]
+    for size in (1, len(block), len(block)):
+        metric.update(block[:size], torch.zeros(size, dtype=torch.int64))
+    assert [len(c) for c in metric.scores] == [1 + 2 * len(block)]
+
+
+@pytest.mark.parametrize("problem", COLLECTIONS)
+def test_batch_values_do_not_disturb_the_totals(problem):
+    build, rows = COLLECTIONS[problem]
+    preds, target = rows(20, 3)
+    collection = build(3)
+    for p, t in zip(preds.split(6), target.split(6), strict=True):
+        of_batch = scalars(collection(p, t))
+        assert of_batch == pytest.approx(scalars(updated(build(3), p, t).compute()))
+    assert scalars(collection.compute()) == pytest.approx(scalars(updated(build(3), preds, target).compute()))
 
 
 class NoHostSync(TorchDispatchMode):
