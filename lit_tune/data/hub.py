@@ -6,7 +6,7 @@ from typing import Any
 import datasets
 import xxhash
 from datasets.exceptions import DatasetNotFoundError
-from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled
 
 from lit_tune.data.file_content import explain_read_error
 from lit_tune.data.file_tables import quiet_datasets
@@ -142,9 +142,7 @@ def _explain_hub_error(error: Exception, dataset: str, name: str | None, revisio
         fix = f"check the spelling of {dataset!r}; if it is private, run `hf auth login`; for files use data.train"
         return DataError(f"there is no data set {dataset} on the Hub, and no such folder", where=where, fix=fix)
     if isinstance(error, ConnectionError) or any(isinstance(e, OfflineModeIsEnabled) for e in chain):
-        mode = (
-            " (offline mode: HF_HUB_OFFLINE is set)" if any(isinstance(e, OfflineModeIsEnabled) for e in chain) else ""
-        )
+        mode = " (offline mode: HF_HUB_OFFLINE is set)" if datasets.config.HF_HUB_OFFLINE else ""
         fix = "connect once so that it is cached, or copy it here with `save_to_disk` and name the folder"
         return DataError(f"{dataset} is not cached here and the Hub cannot be reached{mode}", where=where, fix=fix)
     if isinstance(error, ValueError) and ("BuilderConfig" in said or "Config name is missing" in said):
@@ -159,4 +157,7 @@ def _explain_hub_error(error: Exception, dataset: str, name: str | None, revisio
         return DataError(
             f"{dataset} holds no data files", where=where, fix="check the name, or use data.train for files"
         )
+    if any(isinstance(e, HfHubHTTPError) for e in chain):
+        fix = "try again later; check data.dataset and data.revision"
+        return DataError(f"the Hub refused {dataset}: {said}", where=where, fix=fix)
     return explain_read_error(error, dataset, "a data set")

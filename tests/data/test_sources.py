@@ -1,7 +1,13 @@
 import csv
 import gzip
+import hashlib
 import json
 import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 import datasets
 import numpy as np
@@ -465,3 +471,102 @@ def test_words_for_missing_values_stay_words_in_a_csv_repository():
     os.mkdir("repo")
     write("repo/train.csv", "text,label\nNA,None\n")
     assert hub("./repo").rows.to_list() == [{"text": "NA", "label": "None"}]
+
+
+# --- the Hub, played by a server on this machine -----------------------------------------------------------------
+
+
+class _Hub(BaseHTTPRequestHandler):
+    """The four addresses of the Hub that reading a public data set needs, for one repository."""
+
+    files: ClassVar[dict[str, bytes]] = {}
+    commit = "c" * 40
+
+    def log_message(self, *args):
+        pass
+
+    def answer(self, status, body=b"", **headers):
+        self.send_response(status)
+        for key, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(key.replace("_", "-"), value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def entries(self):
+        return [
+            {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+            for path, content in self.files.items()
+        ]
+
+    def do_GET(self):
+        path = self.path.split("?")[0]
+        if "gated" in path:
+            return self.answer(403, X_Error_Code="GatedRepo")
+        if "org/tiny" not in path:
+            return self.answer(404, X_Error_Code="RepoNotFound")
+        if "/resolve/" in path:
+            content = self.files.get(path.split("/resolve/")[1].split("/", 1)[1])
+            if content is None:
+                return self.answer(404, X_Error_Code="EntryNotFound", X_Repo_Commit=self.commit)
+            return self.answer(200, content, ETag=f'"{hashlib.sha1(content).hexdigest()}"', X_Repo_Commit=self.commit)
+        if "/tree/" in path:
+            folder = path.split("/tree/")[1].partition("/")[2]
+            found = [e for e in self.entries() if not folder]
+            return self.answer(200, json.dumps(found).encode(), Content_Type="application/json")
+        info = {"id": "org/tiny", "sha": self.commit, "siblings": [], "tags": [], "private": False, "gated": False}
+        return self.answer(200, json.dumps(info).encode(), Content_Type="application/json")
+
+    do_HEAD = do_GET  # noqa: N815 - the name http.server calls
+
+
+def in_new_process(code, tmp_path, **environment):
+    """The Hub's address and offline mode are read once per process."""
+    settings = {
+        **os.environ,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_UPDATE_DOWNLOAD_COUNTS": "0",
+        "HF_HUB_OFFLINE": "0",
+    }
+    settings |= {**environment, "PYTHONPATH": os.pathsep.join(sys.path), "no_proxy": "127.0.0.1"}
+    settings.pop("HF_DATASETS_CACHE", None)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=settings, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+HUB_CODE = """
+from lit_tune.data.sources import load_hub
+from lit_tune.errors import DataError
+for dataset, streaming in (("org/tiny", False), ("org/tiny", True), ("org/gated", False), ("org/missing", False)):
+    try:
+        split = load_hub("val", dataset, name=None, revision=None, split_name=None, streaming=streaming)
+        print(split.locate(0), [row["text"] for row in split.rows])
+    except DataError as error:
+        print(str(error).replace(chr(10), " | "))
+"""
+
+
+def test_the_hub_is_read_and_not_found_gated_and_offline_are_told_apart(tmp_path):
+    for part in ("train", "validation"):
+        datasets.Dataset.from_dict({"text": ["a", part]}).to_parquet("part.parquet")
+        with open("part.parquet", "rb") as file:
+            _Hub.files[f"{part}-00000-of-00001.parquet"] = file.read()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        endpoint = f"http://127.0.0.1:{server.server_port}"
+        tiny, stream, gated, missing = in_new_process(HUB_CODE, tmp_path, HF_ENDPOINT=endpoint).splitlines()
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert tiny == "org/tiny[validation]:1 ['a', 'validation']"
+    assert stream == tiny
+    assert "org/gated is gated" in gated
+    assert "hf auth login" in gated
+    assert "there is no data set org/missing on the Hub" in missing
+    cached, _, _, offline = in_new_process(HUB_CODE, tmp_path, HF_ENDPOINT=endpoint, HF_HUB_OFFLINE="1").splitlines()
+    assert cached == tiny
+    assert "org/missing is not cached here and the Hub cannot be reached (offline mode" in offline
