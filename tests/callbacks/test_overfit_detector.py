@@ -305,12 +305,12 @@ def test_a_gap_of_exactly_the_limit_is_not_over_it_in_single_precision_either(tm
 
 def test_a_checkpoint_holds_plain_types_and_a_resumed_run_ends_like_an_uninterrupted_one(tmp_path):
     whole, _ = run(tmp_path, OVERFIT)
-    first, trainer = run(tmp_path, OVERFIT[:2])
+    first, trainer = run(tmp_path, OVERFIT[:4])
     path = tmp_path / "half.ckpt"
     trainer.save_checkpoint(path)
     saved = torch.load(path, weights_only=True)["callbacks"]["OverfitCallback"]
     assert json.loads(json.dumps(saved)) == first.state_dict()
-    rest, _ = run(tmp_path, OVERFIT, module=Scripted(OVERFIT[2:]), ckpt_path=path)
+    rest, _ = run(tmp_path, OVERFIT, module=Scripted(OVERFIT[4:]), ckpt_path=path)
     assert rest.summary() == whole.summary()
 
 
