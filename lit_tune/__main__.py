@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lit_tune import __version__
-from lit_tune.config.flags import take_flags
+from lit_tune.config.flags import option_of, take_flags
 from lit_tune.config.parameters import Parameter, parameters_of
 from lit_tune.errors import ConfigError, LitTuneError, OutOfMemory, nearest
 from lit_tune.imports import allow_import
@@ -110,6 +110,7 @@ def _run(verb: str, tokens: list[str]) -> None:
         print(verb_help(verb, function, topic, shutil.get_terminal_size((100, 24)).columns), end="")
         return
     flags, options = take_flags(tokens, own)
+    _refuse_flags_of_others(verb, options)
     if not takes_config:
         _refuse_extra(verb, options)
         function(**flags)
@@ -133,6 +134,17 @@ def _load(verb: str) -> Callable[..., Any]:
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     module = importlib.import_module(f"lit_tune.commands.{verb}")
     return getattr(module, verb)
+
+
+def _refuse_flags_of_others(verb: str, options: list[str]) -> None:
+    for other in sorted(VERBS.keys() - {verb}):
+        for flag in parameters_of(_load(other), skip=("options",)):
+            if option_of(flag) in options:
+                raise ConfigError(
+                    f"belongs to lit-tune {other}",
+                    where=f"{option_of(flag)}",
+                    fix=f"leave it out; lit-tune {verb} --help lists the options",
+                )
 
 
 def _refuse_extra(verb: str, options: list[str]) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -20,18 +20,24 @@ from lit_tune import __version__
 from lit_tune.callbacks.checkpoints import build_checkpoint_callbacks
 from lit_tune.callbacks.early_stopping import build_early_stopping
 from lit_tune.callbacks.eval_schedule import EvalSchedule
+from lit_tune.callbacks.hf_export import HFExport
 from lit_tune.callbacks.loggers import build_loggers
+from lit_tune.callbacks.metric_log import MetricLog
 from lit_tune.callbacks.overfit_detector import OverfitCallback
+from lit_tune.callbacks.progress import RunProgress
+from lit_tune.callbacks.run_record import RunRecord
 from lit_tune.config.parse import as_plain, parse_settings
-from lit_tune.config.sections import DEFAULT_TASK, LINKS, SECTIONS, TRAINER_DEFAULTS, RunSettings, section_names, tasks
+from lit_tune.config.sections import LINKS, SECTIONS, TRAINER_DEFAULTS, RunSettings, section_names, tasks
 from lit_tune.config.sources import Setting, parse_options, read_config, settings_of
 from lit_tune.datamodule import TokenizedDataModule
 from lit_tune.errors import ConfigError, LitTuneError
-from lit_tune.imports import allow_import, allowed_imports
+from lit_tune.imports import allow_import, allowed_imports, import_class
 from lit_tune.module import FineTuneModule
-from lit_tune.optim.optimizers import OptimizerSettings
-from lit_tune.optim.schedules import ScheduleSettings
+from lit_tune.optim.optimizers import CLASSES, OptimizerSettings
+from lit_tune.optim.schedules import NAMES, ScheduleSettings
+from lit_tune.optim.torch_schedules import scheduler_class
 from lit_tune.preflight.config_rules import contradictions
+from lit_tune.preflight.finished_run import run_of_config
 from lit_tune.preflight.situation import Situation
 from lit_tune.run_dir import RunDir
 from lit_tune.tasks.base import Task
@@ -79,8 +85,11 @@ class LitTuneCLI(LightningCLI):
         """The directory of the run."""
         return RunDir(self.config.run_dir)
 
-    def build(self) -> Built:
+    def build(self, overwrite: bool = False) -> Built:
         """Seed, then make trainer, module and datamodule. No weights are loaded and no data is read yet.
+
+        Args:
+            overwrite: Fit may delete an earlier run in the run directory.
 
         Raises:
             LitTuneError: A class in the config that cannot be made with these arguments.
@@ -88,6 +97,7 @@ class LitTuneCLI(LightningCLI):
         with _lightning_quiet():
             seed_everything(self.config.seed_everything, workers=True, verbose=False)
             try:
+                self.overwrite = overwrite
                 super().instantiate_classes()
             except MisconfigurationException as error:
                 raise ConfigError(
@@ -97,7 +107,7 @@ class LitTuneCLI(LightningCLI):
 
     def to_yaml(self) -> str:
         """The resolved config, which gives the same run again: every key, none that follows another one."""
-        config = json.loads(self.parser.dump(self.config, skip_none=False, format="json"))
+        config = json.loads(self.parser.dump(self.config, skip_unset=False, format="json"))
         config["task"]["class_path"] = _short_name(config["task"]["class_path"])
         return f"# lit-tune {__version__}\n" + yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120)
 
@@ -109,8 +119,8 @@ class LitTuneCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The task, our sections, and the keys that follow others."""
-        default = tasks()[DEFAULT_TASK]  # imports all of ours, so that jsonargparse knows their short names
-        parser.add_subclass_arguments(Task, "task", default={"class_path": f"{default.__module__}.{DEFAULT_TASK}"})
+        tasks()  # imports all of ours, so that jsonargparse knows their short names
+        parser.add_subclass_arguments(Task, "task", required=False)
         for section in SECTIONS:
             if section.name in ("model", "data", "trainer"):
                 continue  # LightningCLI adds these itself
@@ -137,33 +147,44 @@ class LitTuneCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer with loggers and callbacks of the sections."""
-        return build_trainer(self.config_init)
+        return build_trainer(self.config_init, self.verb, self.to_yaml(), self.overwrite)
 
 
-def build_trainer(config: Namespace) -> Trainer:
+def build_trainer(config: Namespace, verb: str, config_yaml: str, overwrite: bool) -> Trainer:
     """The Trainer of a config: its own options, and the callbacks and loggers that our sections describe.
 
     Args:
         config: Parsed, with the classes under ``trainer`` instantiated.
+        verb: Only fit keeps checkpoints, a verdict and a record, and logs.
+        config_yaml: Text of the resolved config, for the record.
+        overwrite: The run directory may be emptied.
     """
     run = RunDir(config.run_dir)
     options = dict(vars(config.trainer))
+    users_callbacks, users_loggers = _as_list(options.pop("callbacks")), _as_list(options.pop("logger"))
+    metric_log = MetricLog()
+    progress = [RunProgress(metric_log)] if options["enable_progress_bar"] is not False else []
+    if verb != "fit":
+        options["enable_checkpointing"] = False
+        return Trainer(**options, callbacks=[*progress, *users_callbacks], logger=False)
     early_stopping = {**vars(config.early_stopping)}
     early_stopping["monitor"] = early_stopping["monitor"] or config.checkpoint.monitor
     overfit = OverfitCallback(**vars(config.overfit))
     overfit.monitor = config.checkpoint.monitor
+    record = RunRecord(run, config_yaml, overwrite)
     callbacks: list[Callback] = [
+        record,
         EvalSchedule(config.eval_every_steps),
+        metric_log,
+        *progress,
         overfit,
         *build_early_stopping(**early_stopping),
-        *_as_list(options.pop("callbacks")),
+        *users_callbacks,
+        HFExport(record),
         # Lightning moves checkpoint callbacks to the end, after everything that logs
         *build_checkpoint_callbacks(run.checkpoints, **vars(config.checkpoint)),
     ]
-    loggers = [
-        *build_loggers(run.path, _as_list(config.logger), **vars(config.wandb)),
-        *_as_list(options.pop("logger")),
-    ]
+    loggers = [*build_loggers(run.path, _as_list(config.logger), **vars(config.wandb)), *users_loggers]
     return Trainer(**options, callbacks=callbacks, logger=loggers)
 
 
@@ -179,6 +200,12 @@ def parse(options: list[str], verb: str = "fit") -> LitTuneCLI:
     """
     settings, problems = parse_options(options, section_names())
     return LitTuneCLI(settings, verb, problems)
+
+
+def parse_for_run(options: list[str], verb: str) -> LitTuneCLI:
+    """Like :func:`parse`; a config.yaml inside a run directory means that run, wherever it lies now."""
+    found = run_of_config(options)
+    return parse([*options, "--run_dir", found] if found else options, verb)
 
 
 def build(
@@ -223,12 +250,25 @@ def build(
 
 
 def _rules(config: dict[str, Any], verb: str) -> list[LitTuneError]:
-    """Contradictions, and what the task and the optimizer say of their own arguments."""
+    """Contradictions, and what task, optimizer and schedule say of their own arguments before anything is loaded."""
     accelerators, count = _hardware()
     problems = contradictions(Situation(config, verb, accelerators, count))
-    for settings_class, name in ((OptimizerSettings, "optimizer"), (ScheduleSettings, "lr_schedule")):
+    optimizer, schedule, task = config["optimizer"], config["lr_schedule"], config["task"]
+    checks: list[Callable[[], Any]] = [
+        lambda: OptimizerSettings(**optimizer),
+        lambda: import_class(
+            CLASSES.get(optimizer["name"], optimizer["name"]),
+            where="optimizer.name",
+            search=("torch.optim",),
+            aliases=CLASSES,
+        ),
+        lambda: ScheduleSettings(**schedule),
+        lambda: None if schedule["name"] in NAMES else scheduler_class(schedule["name"], NAMES),
+        lambda: import_class(task["class_path"], where="task.class_path")(**task["init_args"]),
+    ]
+    for check in checks:
         try:
-            settings_class(**config[name])
+            check()
         except LitTuneError as error:
             problems += getattr(error, "problems", [error])
     return problems

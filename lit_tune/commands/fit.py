@@ -1,6 +1,13 @@
 """``lit-tune fit``."""
 
+import logging
+
+from lit_tune.callbacks.run_record import RunRecord
 from lit_tune.cli import parse
+from lit_tune.console import configure_logging, is_rank_zero
+from lit_tune.run_dir import RunDir
+
+log = logging.getLogger("lit_tune")
 
 
 def fit(options: list[str], overwrite: bool = False, verbose: bool = False) -> None:
@@ -11,8 +18,42 @@ def fit(options: list[str], overwrite: bool = False, verbose: bool = False) -> N
         overwrite: Delete what an earlier run left in run_dir.
         verbose: Show the module tree and the devices.
     """
+    configure_logging(verbose)
     cli = parse(options, "fit")
-    cli.run_dir.claim(overwrite)
-    cli.run_dir.config.write_text(cli.to_yaml(), encoding="utf-8")
-    trainer, module, datamodule = cli.build()
-    trainer.fit(module, datamodule=datamodule)
+    if is_rank_zero():
+        cli.run_dir.check_free(overwrite)
+    trainer, module, datamodule = cli.build(overwrite=overwrite)
+    record = next(c for c in trainer.callbacks if isinstance(c, RunRecord))
+    if not trainer.fast_dev_run:
+        record.claim()
+    try:
+        log.info("run      %s", cli.run_dir)
+        # before any other process starts, so that a mistake in the data is told once; the others find the cache
+        datamodule.prepare("fit")
+        trainer.fit(module, datamodule=datamodule)
+    except BaseException as error:
+        record.fail(error)
+        raise
+    if is_rank_zero() and record.result:
+        print(summary(cli.run_dir, record))
+
+
+def summary(run_dir: RunDir, record: RunRecord) -> str:
+    """The last lines a person reads: the result, the verdict, where things are, what comes next."""
+    result, monitor = record.result, record.result.get("monitor")
+    lines = [f"\n{result['steps']:,} steps in {result['seconds']:.0f} s"]
+    best = result["best_metrics"]
+    if monitor and best:
+        name = monitor.removeprefix("val/")
+        base = record.baseline.get(name)
+        beside = f" (baseline {base:.4f})" if base is not None else ""
+        value = best[monitor]
+        shown = "undefined" if value is None else f"{value:.4f}"
+        lines.append(f"best     {monitor} {shown}{beside}, at step {best['step']:,}")
+    verdict = result.get("verdict") or {}
+    lines.append(f"verdict  {verdict.get('message', 'not measured')}")
+    if run_dir.best.is_dir():
+        lines.append(f"model    {run_dir.best}  (from_pretrained loads it)")
+    lines.append(f"numbers  {run_dir.metrics}, {run_dir.manifest}")
+    lines.append(f"next     lit-tune test --config {run_dir.config} [--data.test FILE]")
+    return "\n".join(lines)

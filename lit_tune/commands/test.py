@@ -1,6 +1,18 @@
 """``lit-tune test``."""
 
-from lit_tune.cli import parse
+import logging
+from typing import Any
+
+import torch
+
+from lit_tune import __version__
+from lit_tune.cli import parse_for_run
+from lit_tune.console import configure_logging, is_rank_zero
+from lit_tune.metrics import scalars
+from lit_tune.preflight.finished_run import use_best_weights
+from lit_tune.run_dir import write_json
+
+log = logging.getLogger("lit_tune")
 
 
 def test(options: list[str]) -> None:
@@ -9,5 +21,40 @@ def test(options: list[str]) -> None:
     Args:
         options: The config: files and single keys; ``--config runs/x/config.yaml`` is enough.
     """
-    trainer, module, datamodule = parse(options, "test").build()
-    trainer.test(module, datamodule=datamodule)
+    configure_logging()
+    cli = parse_for_run(options, "test")
+    trainer, module, datamodule = cli.build()
+    of_run = use_best_weights(cli.run_dir, module, datamodule)
+    datamodule.prepare("test")
+    if "test" in datamodule.unlabelled:
+        log.info("test     no row has a label, nothing to measure; `lit-tune predict --data.predict ...` labels them")
+        return
+    trainer.test(module, datamodule=datamodule, verbose=False)
+    if not is_rank_zero():
+        return
+    assert module.spec is not None
+    computed = module.evaluated["test"]
+    print(module.task.report(computed, module.spec))
+    if of_run:
+        write_json(cli.run_dir.test_metrics, test_report(computed, module, datamodule))
+        print(f"\nwritten  {cli.run_dir.test_metrics}")
+
+
+def test_report(computed: dict[str, Any], module: Any, datamodule: Any) -> dict[str, Any]:
+    """What test_metrics.json holds: scalars, the matrix, what was measured on what."""
+    report: dict[str, Any] = {
+        "metrics": scalars(computed),
+        "baseline": module.spec.baseline,
+        "label_names": module.spec.label_names,
+        "num_rows": len(datamodule.encoded["test"]),
+        "weights": module.model_name,
+        "lit_tune": __version__,
+    }
+    matrix = computed.get("confusion_matrix")
+    if matrix is not None:
+        report["confusion_matrix"] = torch.as_tensor(matrix).int().tolist()
+    return report
+
+
+test.__test__ = False  # type: ignore[attr-defined]  # verbs, not tests, to pytest
+test_report.__test__ = False  # type: ignore[attr-defined]

@@ -7,13 +7,14 @@ from typing import Any
 
 from lit_tune.config.flags import option_of
 from lit_tune.config.parameters import Parameter, parameters_of, summary_of
-from lit_tune.config.sections import DEFAULT_TASK, SECTIONS, TOP_LEVEL, section_names, tasks
+from lit_tune.config.sections import DEFAULT_TASK, SECTIONS, TASK_TITLE, TOP_LEVEL, section_names, tasks
 from lit_tune.config.types import short
 from lit_tune.errors import ConfigError, nearest
 
 NAME_WIDTH = 26
-MIN_WIDTH, MAX_WIDTH = 60, 110
+MIN_WIDTH, MAX_WIDTH = 60, 120
 MAX_NOTE = 40
+KEYS_OF_A_CONFIG = "Keys of a config: `lr: 3e-5` under `optimizer:` in a file is `--optimizer.lr 3e-5` here."
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
 COMMON_FLAGS: list[tuple[str, str]] = [
@@ -43,14 +44,14 @@ def verb_help(verb: str, function: Callable[..., Any], topic: str | None, width:
     flags = [p for p in parameters_of(function) if p.name != "options"]
     takes_config = any(p.name == "options" for p in parameters_of(function))
     title = summary_of(function)
-    blocks = [f"lit-tune {verb}: {title[0].lower()}{title[1:]}"]
+    blocks = [textwrap.fill(f"lit-tune {verb}: {title[0].lower()}{title[1:]}", width)]
     if takes_config:
         blocks.append(_usage(verb))
     rows = [(_flag(p), _with_default(p.help, p)) for p in flags]
     common = COMMON_FLAGS if takes_config else [f for f in COMMON_FLAGS if f[0] in ("--debug",)]
     blocks.append("Options\n" + _table([*rows, *common], width))
     if takes_config:
-        blocks.append("Keys of a config: `lr: 3e-5` under `optimizer:` in a file is `--optimizer.lr 3e-5` here.")
+        blocks.append(textwrap.fill(KEYS_OF_A_CONFIG, width))
         blocks.append(_table([_row(p) for p in TOP_LEVEL], width))
         blocks += [_section_help(name, width, brief=True) for name in section_names()]
     return "\n\n".join(blocks) + "\n"
@@ -78,7 +79,7 @@ def _section_help(name: str, width: int, brief: bool = False) -> str:
             fix=f"--help {guess or section_names()[0]}",
         )
     parameters = section.parameters()
-    heading = f"{name}: {section.title}"
+    heading = textwrap.fill(f"{name}: {section.title}", width)
     if name == "trainer" and brief:
         mine = [p for p in parameters if p.name in _TRAINER_HELP]
         others = ", ".join(p.name for p in parameters if p not in mine)
@@ -105,7 +106,7 @@ _TRAINER_HELP = {  # where Lightning's own docstring is long or says less than w
 
 def _task_help(width: int) -> str:
     ours = tasks()
-    blocks = ["task: the problem: how rows become features, a loss, metrics and predictions"]
+    blocks = [textwrap.fill(f"task: {TASK_TITLE}", width)]
     rows = [("class_path", f"One of {', '.join(ours)}, or a class path of your own. [str = {DEFAULT_TASK}]")]
     blocks[0] += "\n" + _table(rows, width)
     for name, task in ours.items():

@@ -44,7 +44,7 @@ def parameters_of(target: Callable[..., Any], skip: Collection[str] = ()) -> lis
         target: A class or a function with full type hints and a Google docstring.
         skip: Names to leave out.
     """
-    hints = typing.get_type_hints(target.__init__ if isinstance(target, type) else target)
+    hints = typing.get_type_hints(inspect.getattr_static(target, "__init__") if isinstance(target, type) else target)
     texts = _parameter_texts(target)
     return [
         Parameter(name, hints.get(name, Any), p.default, texts.get(name, ""))
@@ -64,7 +64,7 @@ def summary_of(target: Callable[..., Any]) -> str:
 
 
 def _parameter_texts(target: Callable[..., Any]) -> dict[str, str]:
-    docs = [target.__doc__] + ([target.__init__.__doc__] if isinstance(target, type) else [])
+    docs = [target.__doc__] + ([inspect.getattr_static(target, "__init__").__doc__] if isinstance(target, type) else [])
     return {p.arg_name: _one_line(p.description or "") for doc in docs for p in _parse(doc).params}
 
 

@@ -9,7 +9,6 @@ import contextlib
 import os
 from argparse import ArgumentError
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
@@ -19,6 +18,7 @@ from lit_tune.config.parameters import Parameter
 from lit_tune.config.problems import (
     keys_for,
     missing_keys,
+    no_value,
     out_of_range,
     task_class,
     unknown_key,
@@ -27,9 +27,9 @@ from lit_tune.config.problems import (
 )
 from lit_tune.config.ranges import RANGES
 from lit_tune.config.run_name import run_dir_of
-from lit_tune.config.sections import parameter_at
+from lit_tune.config.sections import DEFAULT_TASK, parameter_at
 from lit_tune.config.sources import Setting
-from lit_tune.errors import ConfigError, LitTuneError, raise_problems
+from lit_tune.errors import LitTuneError, raise_problems
 
 PLACEHOLDER = "placeholder"
 
@@ -50,6 +50,7 @@ def parse_settings(
     Raises:
         LitTuneError: One problem, or all of them as a ``ProblemList``.
     """
+    settings = [_task_in_use(settings), *settings]
     keys = keys_for(settings)
     unknown = {id(s): problem for s in settings if (problem := unknown_key(s, keys))}
     missing = missing_keys(settings, keys)
@@ -57,7 +58,10 @@ def parse_settings(
         unknown = {i: p for i, p in unknown.items() if not (p.where or "").startswith("task.init_args.")}
     problems = [*problems, *unknown.values(), *missing]
     known = [s for s in settings if id(s) not in unknown]
-    stand_ins = [f"--{p.where}={PLACEHOLDER}" for p in missing]
+    stand_ins = [f"--{k}={PLACEHOLDER}" for k, p in keys.items() if p.required and not k.startswith("task.")]
+    without_value = [s for s in known if s.option is not None and s.value is None]
+    problems += [no_value(s, parameter_at(s.key, keys)) for s in without_value]
+    known = [s for s in known if s not in without_value]
     try:
         config = _parse(parser, stand_ins, known)
     except ArgumentError as error:
@@ -67,7 +71,7 @@ def parse_settings(
         problems += found
         config = _parse(parser, stand_ins, known)
     _derive(config, known)
-    problems += _after_parsing(config, settings, rules, problems)
+    problems += _after_parsing(config, settings, keys, rules, problems)
     raise_problems(problems)
     return config
 
@@ -81,6 +85,15 @@ def as_plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [as_plain(v) for v in value]
     return value
+
+
+def _task_in_use(settings: list[Setting]) -> Setting:
+    """The task's class, ahead of its arguments wherever they stand.
+
+    Not a default of the parser: jsonargparse would hand the default task's arguments on to a class chosen instead.
+    """
+    chosen = [s for s in settings if s.key == "task.class_path" and s.value is not None]
+    return chosen[-1] if chosen else Setting("task.class_path", DEFAULT_TASK, "default")
 
 
 def _parse(parser: LightningArgumentParser, stand_ins: list[str], settings: list[Setting]) -> Namespace:
@@ -129,23 +142,27 @@ def _derive(config: Namespace, settings: list[Setting]) -> None:
 
 
 def _after_parsing(
-    config: Namespace, settings: list[Setting], rules: Rules, earlier: list[LitTuneError]
+    config: Namespace,
+    settings: list[Setting],
+    keys: dict[str, Parameter],
+    rules: Rules,
+    earlier: list[LitTuneError],
 ) -> list[LitTuneError]:
     """Ranges, then contradictions; none about a key, or a section for contradictions, that is already reported."""
     last = {s.key: s for s in settings}
     reported = {p.where for p in earlier}
+    sections = {(where or "").split(".")[0] for where in reported}
     ranges: list[LitTuneError] = []
     for key in RANGES:
-        problem = out_of_range(key, _value(config, key), last.get(key))
+        problem = out_of_range(key, _value(config, key), last.get(key), keys.get(key))
         if problem and key not in reported:
             ranges.append(problem)
     reported |= {p.where for p in ranges}
-    sections = {(where or "").split(".")[0] for where in reported}
     found = []
-    for problem in rules(as_plain(config)):
-        if (problem.where or "").split(".")[0] in sections or problem.where in reported:
-            continue
-        found.append(_located(problem, last.get(problem.where or "")))
+    for contradiction in rules(as_plain(config)):
+        where = contradiction.where or ""
+        if where.split(".")[0] not in sections and where not in reported:
+            found.append(_located(contradiction, last.get(where)))
     return ranges + found
 
 
@@ -160,13 +177,3 @@ def _value(config: Namespace, key: str) -> Any:
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Namespace | dict) else None
     return value
-
-
-def check_path(path: str | Path) -> None:
-    """Refuse a run directory that cannot be a folder's name.
-
-    Raises:
-        ConfigError: Empty, or with a character no file system takes.
-    """
-    if not str(path).strip() or "\0" in str(path):
-        raise ConfigError(f"{str(path)!r} is not a folder", where="run_dir", fix="run_dir: runs/my_run")

@@ -1,18 +1,20 @@
 """What is wrong with a setting, said for people: the key, what was given, what is allowed, the nearest name, a fix."""
 
 import re
+from difflib import SequenceMatcher
 from typing import Any
 
 from lit_tune.config.parameters import Parameter
 from lit_tune.config.ranges import RANGES
 from lit_tune.config.sections import LINKS, all_keys, parameter_at, section_names, tasks
 from lit_tune.config.sources import COMMAND_LINE, Setting
-from lit_tune.config.training_arguments import TRAINING_ARGUMENTS
-from lit_tune.config.types import classes, words
+from lit_tune.config.training_arguments import OTHER_NAMES, TRAINING_ARGUMENTS
+from lit_tune.config.types import choices, classes, words
 from lit_tune.errors import ConfigError, nearest
-from lit_tune.imports import is_allowed
+from lit_tune.imports import import_class, is_allowed
 
 MAX_SHOWN_KEYS = 12
+ELSEWHERE_RATIO = 0.8
 MAX_VALUE_CHARACTERS = 60
 MAX_DETAIL_CHARACTERS = 220
 
@@ -38,10 +40,13 @@ def unknown_key(setting: Setting, keys: dict[str, Parameter]) -> ConfigError | N
         if key == target or key.startswith(target + "."):
             return ConfigError(f"follows {source} and is not set by itself{where}", where=key, fix=f"set {source}")
     last = key.rsplit(".", 1)[-1]
-    if last in TRAINING_ARGUMENTS and nearest_key(key, keys) != f"{setting.section}.{last}":
-        new = TRAINING_ARGUMENTS[last]
-        note = f": {new.note}" if new.note else ""
-        return ConfigError(f"a TrainingArguments name; here it is {new.fix}{note}{where}", where=key, fix=new.fix)
+    new = TRAINING_ARGUMENTS.get(last) or OTHER_NAMES.get(last)
+    if new is not None:
+        known_as = "a TrainingArguments name" if last in TRAINING_ARGUMENTS else "no such key"
+        note = f" ({new.note})" if new.note else ""
+        return ConfigError(
+            f"{known_as}; here it is {new.fix}{note}{where}", where=key, fix=f"write {_as_written(new.fix, setting)}"
+        )
     guess = nearest_key(key, keys)
     siblings = [k.removeprefix(setting.section + ".") for k in keys if k.startswith(setting.section + ".") and k != key]
     allowed = ""
@@ -78,7 +83,15 @@ def nearest_key(key: str, keys: dict[str, Parameter]) -> str | None:
             return inside[guess]
     anywhere = {k.rsplit(".", 1)[-1]: k for k in reversed(keys)}
     guess = nearest(last, anywhere)
-    return anywhere[guess] if guess else None
+    # a name of another section has to be nearly the same: num_labels is not lr_schedule.num_cycles
+    alike = guess is not None and SequenceMatcher(None, last.lower(), guess.lower()).ratio() >= ELSEWHERE_RATIO
+    return anywhere[guess] if guess and alike else None
+
+
+def no_value(setting: Setting, parameter: Parameter | None) -> ConfigError:
+    """The problem with ``--key`` at the end of a command line, or before the next ``--key``."""
+    example = "true" if parameter and parameter.hint in (bool, bool | None) else _example(setting.key, parameter)
+    return ConfigError("a value is missing", where=f"--{setting.key}", fix=f"--{setting.key} {example}")
 
 
 def wrong_value(setting: Setting, parameter: Parameter, message: str) -> ConfigError:
@@ -104,15 +117,16 @@ def wrong_value(setting: Setting, parameter: Parameter, message: str) -> ConfigE
     )
 
 
-def out_of_range(key: str, value: Any, setting: Setting | None) -> ConfigError | None:
+def out_of_range(
+    key: str, value: Any, setting: Setting | None, parameter: Parameter | None = None
+) -> ConfigError | None:
     """The problem with a number outside of what its key takes, or None."""
     if value is None or isinstance(value, bool | str) or value in RANGES[key]:
         return None
     kind = "a whole number" if isinstance(value, int) else "a number"
-    where = _where(setting) if setting else ""
-    return ConfigError(
-        f"expected {kind} {RANGES[key]}, got {value}{where}", where=key, fix=f"set {key} to {kind} {RANGES[key]}"
-    )
+    setting = setting or Setting(key, value, "a default")
+    fix = _fix_value(setting, parameter or Parameter(key, Any, None, ""))
+    return ConfigError(f"expected {kind} {RANGES[key]}, got {value:g}{_where(setting)}", where=key, fix=fix)
 
 
 def missing_keys(given: list[Setting], keys: dict[str, Parameter]) -> list[ConfigError]:
@@ -120,7 +134,7 @@ def missing_keys(given: list[Setting], keys: dict[str, Parameter]) -> list[Confi
     present = {s.key for s in given}
     return [
         ConfigError(
-            f"is needed and was not given: {p.help.rstrip('.')}", where=key, fix=f"set {key}, e.g. {_example(key)}"
+            f"is needed: {p.help[:1].lower()}{p.help[1:].rstrip('.')}", where=key, fix=f"{key}: {_example(key, p)}"
         )
         for key, p in keys.items()
         if p.required and key not in present
@@ -163,17 +177,17 @@ def _wrong_class(setting: Setting, parameter: Parameter, message: str) -> Config
     known = {c.__name__: c for base in bases for c in _subclasses(base)}
     unknown = [n for n in names if n.rsplit(".", 1)[-1] not in known]
     kind = " or ".join(b.__name__ for b in bases)
-    if unknown and not setting.key.split(".")[2:]:
+    names_class = setting.key.count(".") == 1 or setting.key.endswith(".class_path")
+    if unknown and names_class:
         guess = nearest(unknown[0].rsplit(".", 1)[-1], known)
         return ConfigError(
             f"{unknown[0]} is not a {kind}{f'; did you mean {guess}?' if guess else ''}{_where(setting)}",
             where=setting.key,
             fix=f"write {guess}" if guess else f"give the full path of a {kind}, as package.module.ClassName",
         )
+    shown = ", ".join(names) if names and names_class else kind
     return ConfigError(
-        f"{_essence(message)}{_where(setting)}",
-        where=setting.key,
-        fix=f"check the init_args of {', '.join(names) or kind} against its documentation",
+        f"{_essence(message)}{_where(setting)}", where=setting.key, fix=f"give the arguments that {shown} documents"
     )
 
 
@@ -195,7 +209,7 @@ def _essence(message: str) -> str:
     elif required:
         text = f"the argument {required.group(1)} is needed"
     elif len(inner) > 0 and "Expected" in inner[-1][1]:
-        text = f"{inner[-1][0]}: {inner[-1][1][0].lower()}{inner[-1][1][1:]}"
+        text = f"{inner[-1][0]}: {inner[-1][1][0].lower()}{inner[-1][1][1:]}".replace(". Got value:", ", got")
     else:
         text = " ".join(message.split())
     text = re.sub(r"<class '([\w.]+)'>", lambda m: m.group(1).rsplit(".", 1)[-1], text)
@@ -203,9 +217,10 @@ def _essence(message: str) -> str:
 
 
 def _subclasses(base: type) -> list[type]:
-    found = [base]
-    for c in base.__subclasses__():
-        found += _subclasses(c)
+    found: list[type] = [base]
+    derived: type
+    for derived in base.__subclasses__():
+        found += _subclasses(derived)
     return found
 
 
@@ -218,7 +233,9 @@ def _topic(setting: Setting) -> str:
 
 
 def _as_written(key: str, setting: Setting) -> str:
-    return f"--{key}" if setting.where == COMMAND_LINE else key
+    if setting.where != COMMAND_LINE or " and " in key or key.startswith("lit-tune "):
+        return key
+    return "--" + key.replace(": ", " ", 1)
 
 
 def _shown(value: Any) -> str:
@@ -227,29 +244,41 @@ def _shown(value: Any) -> str:
 
 
 def _fix_value(setting: Setting, parameter: Parameter) -> str:
-    from_literal = nearest(str(setting.value), [str(c) for c in _choices(parameter)])
-    example = from_literal or _example(setting.key, parameter)
+    given = str(setting.value).lower()
+    allowed = [str(c) for c in choices(parameter.hint)]
+    meant = _SPELLINGS.get(given) if _SPELLINGS.get(given) in allowed else nearest(given, allowed)
+    example = meant or _example(setting.key, parameter)
     return f"--{setting.key} {example}" if setting.where == COMMAND_LINE else f"{setting.key}: {example}"
 
 
-def _choices(parameter: Parameter) -> list[Any]:
-    from lit_tune.config.types import choices
+_SPELLINGS = {
+    "fp16": "16-mixed",
+    "float16": "16-mixed",
+    "bfloat16": "bf16-mixed",
+    "fp32": "32-true",
+    "float32": "32-true",
+}
 
-    return choices(parameter.hint)
+
+_EXAMPLES = {
+    "model.model_name_or_path": "bert-base-uncased",
+    "eval_every_steps": "500",
+    "run_dir": "runs/my_run",
+    "data.train": "my.csv",
+    "data.limit_train": "1000",
+    "data.limit_val": "1000",
+    "data.limit_test": "1000",
+    "data.max_length": "128",
+    "data.pad_to_multiple_of": "8",
+    "early_stopping.patience": "3",
+    "task.init_args.focal_gamma": "2.0",
+    "trainer.limit_train_batches": "100",
+}
 
 
 def _example(key: str, parameter: Parameter | None = None) -> str:
-    examples = {
-        "model.model_name_or_path": "bert-base-uncased",
-        "eval_every_steps": "500",
-        "data.limit_train": "1000",
-        "data.limit_val": "1000",
-        "data.limit_test": "1000",
-        "data.max_length": "128",
-        "early_stopping.patience": "3",
-    }
-    if key in examples:
-        return examples[key]
+    if key in _EXAMPLES:
+        return _EXAMPLES[key]
     if parameter is None or parameter.required or parameter.default is None:
         return "<" + (words(parameter.hint) if parameter else "value") + ">"
     default = parameter.default
@@ -257,11 +286,16 @@ def _example(key: str, parameter: Parameter | None = None) -> str:
 
 
 def task_class(settings: list[Setting]) -> type | None:
-    """Our task that the settings choose last, or None where it is somebody else's class."""
+    """The task that the settings choose last, or None where there is no such class."""
     chosen = [class_given(s.value) for s in settings if s.key == "task.class_path"]
     name = (chosen[-1] if chosen else None) or "SequenceClassification"
     known = tasks()
-    return known.get(name.rsplit(".", 1)[-1]) if "." not in name or name.startswith("lit_tune.tasks.") else None
+    if "." not in name or name.startswith("lit_tune.tasks."):
+        return known.get(name.rsplit(".", 1)[-1])
+    try:
+        return import_class(name, where="task.class_path")
+    except ConfigError:
+        return None  # said by wrong_value, with its place
 
 
 def keys_for(settings: list[Setting]) -> dict[str, Parameter]:

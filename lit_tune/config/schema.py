@@ -4,7 +4,7 @@ from typing import Any
 
 from lit_tune.config.parameters import Parameter, parameters_of, summary_of
 from lit_tune.config.ranges import RANGES
-from lit_tune.config.sections import DEFAULT_TASK, SECTIONS, TOP_LEVEL, Section, tasks
+from lit_tune.config.sections import DEFAULT_TASK, SECTIONS, TASK_TITLE, TOP_LEVEL, Section, tasks
 from lit_tune.config.types import classes, json_schema
 from lit_tune.tasks.base import Task
 
@@ -39,7 +39,7 @@ def _task() -> dict[str, Any]:
     ours = tasks()
     return {
         "type": "object",
-        "description": "the problem: how rows become features, a loss, metrics and predictions",
+        "description": TASK_TITLE,
         "properties": {
             "class_path": {
                 "description": "A task of lit-tune by name, or the class path of your own.",

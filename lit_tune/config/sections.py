@@ -111,6 +111,7 @@ SECTIONS: tuple[Section, ...] = (
 
 TOP_LEVEL: list[Parameter] = parameters_of(RunSettings)
 DEFAULT_TASK = "SequenceClassification"
+TASK_TITLE = "the problem: how rows become features, a loss, metrics and predictions"
 
 
 def tasks() -> dict[str, type[Task]]:

@@ -10,9 +10,10 @@ from typing import Any
 
 import yaml
 
-from lit_tune.errors import ConfigError, LitTuneError, nearest
+from lit_tune.errors import ConfigError, LitTuneError, nearest, raise_problems
 
 COMMAND_LINE = "command line"
+CONFIG_OPTIONS = ("--config", "-c")
 MAX_CONFIG_BYTES = 1_000_000
 MAX_NODES = 100_000  # after aliases are followed; a "billion laughs" file is a few hundred bytes
 
@@ -45,7 +46,7 @@ class Setting:
         tree: Any = self.value
         for part in reversed(self.key.split(".")):
             tree = {part: tree}
-        return [f"--config={json.dumps(tree)}"]
+        return [f"--config={json.dumps(tree, default=str)}"]
 
 
 class _Loader(yaml.SafeLoader):
@@ -119,13 +120,17 @@ def settings_of(tree: Mapping[str, Any], sections: Collection[str], where: Any) 
 
 
 def parse_options(tokens: list[str], sections: Collection[str]) -> tuple[list[Setting], list[LitTuneError]]:
-    """Settings of a command line, config files among them in their place, and what could not be read.
+    """Settings of a command line, config files among them in their place, and what could not be understood.
 
     Args:
         tokens: ``--config a.yaml``, ``--key value``, ``--key=value``, ``--key+=value``.
         sections: As for :func:`read_config`.
+
+    Raises:
+        LitTuneError: Files that cannot be read; without them nothing can be said about the rest.
     """
     settings: list[Setting] = []
+    unreadable: list[LitTuneError] = []
     problems: list[LitTuneError] = []
     position = 0
     while position < len(tokens):
@@ -145,16 +150,19 @@ def parse_options(tokens: list[str], sections: Collection[str]) -> tuple[list[Se
         try:
             settings += _settings_of_option(name, value, sections)
         except LitTuneError as error:
-            problems.append(error)
+            (unreadable if name in CONFIG_OPTIONS else problems).append(error)
+    raise_problems(unreadable)
     return settings, problems
 
 
 def _settings_of_option(name: str, value: str | None, sections: Collection[str]) -> list[Setting]:
     key = name.lstrip("-").removesuffix("+")
-    if value is None:
-        raise ConfigError("a value is missing", where=name, fix=f"{name} <value>; true or false for a switch")
-    if name in ("-c", "--config"):
+    if name in CONFIG_OPTIONS:
+        if value is None:
+            raise ConfigError("a file is missing", where=name, fix=f"{name} my.yaml")
         return read_config(value, sections)
+    if value is None:  # said later, when it is known whether there is such a key
+        return [Setting(_with_init_args(key), None, COMMAND_LINE, name)]
     if key in sections and value.lstrip().startswith("{"):
         try:
             tree = yaml.load(value, _Loader)
@@ -163,11 +171,27 @@ def _settings_of_option(name: str, value: str | None, sections: Collection[str])
                 f"cannot be read: {error}".replace("\n", " "), where=name, fix=f"{name}.key value"
             ) from error
         return list(settings_of({key: tree}, sections, lambda _: COMMAND_LINE))
+    text = _as_json(value)
     if key == "task":
         return [Setting("task.class_path", value, COMMAND_LINE, f"{name}={value}")]
+    return [Setting(_with_init_args(key), value, COMMAND_LINE, f"{name}={text}")]
+
+
+def _as_json(value: str) -> str:
+    """Lists and mappings read as in a file, because jsonargparse's own YAML turns ``[no, yes]`` into booleans."""
+    if not value.lstrip().startswith(("[", "{")):
+        return value
+    try:
+        return json.dumps(yaml.load(value, _Loader))
+    except (yaml.YAMLError, TypeError):
+        return value  # jsonargparse says what is wrong with it
+
+
+def _with_init_args(key: str) -> str:
+    """``--task.threshold`` is short for ``--task.init_args.threshold``."""
     if key.startswith("task.") and not key.startswith(("task.init_args.", "task.class_path")):
-        key = "task.init_args." + key.removeprefix("task.")
-    return [Setting(key, value, COMMAND_LINE, f"{name}={value}")]
+        return "task.init_args." + key.removeprefix("task.")
+    return key
 
 
 def _missing_file(path: Path) -> ConfigError:

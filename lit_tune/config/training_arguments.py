@@ -85,6 +85,28 @@ TRAINING_ARGUMENTS: dict[str, Replacement] = {
 }
 """TrainingArguments name (and EarlyStoppingCallback's two) -> what is written here."""
 
+OTHER_NAMES: dict[str, Replacement] = {
+    "batch_size": Replacement("data.train_batch_size"),
+    "epochs": Replacement("trainer.max_epochs"),
+    "num_epochs": Replacement("trainer.max_epochs"),
+    "device": Replacement("trainer.accelerator"),
+    "num_labels": Replacement("task.init_args.label_names", "the classes are read from the data"),
+    "hidden_dropout_prob": Replacement("model.config_overrides.hidden_dropout_prob"),
+    "attention_probs_dropout_prob": Replacement("model.config_overrides.attention_probs_dropout_prob"),
+    "tokenizer_name": Replacement("data.tokenizer"),
+    "text_column": Replacement("task.init_args.text_columns"),
+    "train_file": Replacement("data.train"),
+    "validation_file": Replacement("data.val"),
+    "test_file": Replacement("data.test"),
+    "dataset_name": Replacement("data.dataset"),
+    "dataset_config_name": Replacement("data.name"),
+    "max_seq_length": Replacement("data.max_length"),
+    "trust_remote_code": Replacement(
+        "model.model_name_or_path", "code from the Hub is not run; name a model of transformers"
+    ),
+}
+"""Names of other scripts and of model configs that people bring along."""
+
 
 def as_markdown() -> str:
     """The table of the README."""

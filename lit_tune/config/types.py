@@ -86,16 +86,15 @@ def short(hint: Any) -> str:
 
 
 def words(hint: Any) -> str:
-    """As in a message, after "expected".
+    """As in a message, after "expected"; null is not mentioned, nobody gives it by mistake.
 
     >>> words(int | None), words(list[str] | str | None), words(Literal["a", "b"])
-    ('a whole number or null', 'a text, a list of texts or null', 'one of a, b')
+    ('a whole number', 'a text or a list of texts', 'one of a, b')
     """
     values = choices(hint)
     parts = ["one of " + ", ".join(str(v) for v in values)] if values else []
-    rest = [m for m in members(hint) if get_origin(m) is not Literal]
-    # the plain type before the list of it, null last: the order a person would say it in
-    rest.sort(key=lambda m: (m is type(None), get_origin(m) is not None))
+    rest = [m for m in members(hint) if get_origin(m) is not Literal and m is not type(None)]
+    rest.sort(key=lambda m: get_origin(m) is not None)  # a text before a list of texts
     parts += [_words_of_one(m) for m in rest]
     parts = list(dict.fromkeys(parts))
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " or " + parts[-1]

@@ -9,6 +9,7 @@ from lit_tune.errors import ConfigError, HardwareError, LitTuneError, nearest
 from lit_tune.preflight.situation import Situation
 
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
+STRATEGIES = ("auto", "ddp", "ddp_spawn", "ddp_fork", "ddp_notebook", "ddp_find_unused_parameters_true")
 UNSUPPORTED_STRATEGIES = ("fsdp", "deepspeed", "xla", "tp", "model_parallel", "hpu", "horovod", "bagua", "colossalai")
 
 
@@ -83,9 +84,9 @@ def trainer_names(s: Situation) -> Iterator[LitTuneError]:
     if isinstance(accelerator, str) and accelerator not in ACCELERATORS:
         guess = nearest(accelerator, ACCELERATORS) or "auto"
         yield _unknown_name("trainer.accelerator", accelerator, ACCELERATORS, guess)
-    known = [n for n in StrategyRegistry.available_strategies() if not n.startswith(UNSUPPORTED_STRATEGIES)] + ["auto"]
-    if isinstance(strategy, str) and strategy not in known and not strategy.startswith(UNSUPPORTED_STRATEGIES):
-        yield _unknown_name("trainer.strategy", strategy, known, nearest(strategy, known) or "auto")
+    known = ("auto", *StrategyRegistry.available_strategies(), *UNSUPPORTED_STRATEGIES)  # these last have a reason
+    if isinstance(strategy, str) and not strategy.startswith(known):
+        yield _unknown_name("trainer.strategy", strategy, STRATEGIES, nearest(strategy, STRATEGIES) or "auto")
     algorithm = s["trainer.gradient_clip_algorithm"]
     if algorithm not in (None, "norm", "value"):
         yield _unknown_name("trainer.gradient_clip_algorithm", algorithm, ("norm", "value"), "norm")

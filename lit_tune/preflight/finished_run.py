@@ -1,0 +1,56 @@
+"""validate, test and predict from a run alone: its best weights and its labels, nothing retyped."""
+
+import logging
+from pathlib import Path
+
+from lit_tune.datamodule import TokenizedDataModule
+from lit_tune.errors import StorageError
+from lit_tune.module import FineTuneModule
+from lit_tune.run_dir import RunDir
+from lit_tune.tasks.base import Spec
+
+log = logging.getLogger("lit_tune")
+
+
+def run_of_config(options: list[str]) -> str | None:
+    """The run directory a config file lies in, where ``--run_dir`` does not say otherwise.
+
+    A run that was moved or copied is found by its config.yaml, not by the path it once had.
+
+    Args:
+        options: The command line after the verb.
+    """
+    if any(o == "--run_dir" or o.startswith("--run_dir=") for o in options):
+        return None
+    for flag, value in zip(options, [*options[1:], ""], strict=True):
+        name, _, inline = flag.partition("=")
+        if name in ("--config", "-c"):
+            path = Path(inline or value)
+            if path.name == "config.yaml" and (path.parent / "manifest.json").is_file():
+                return str(path.parent)
+    return None
+
+
+def use_best_weights(run_dir: RunDir, module: FineTuneModule, datamodule: TokenizedDataModule) -> bool:
+    """Point module and datamodule at ``best/``; False where there is no run, so that the config's own model is measured.
+
+    Raises:
+        StorageError: The run is there but was not finished.
+    """
+    manifest = run_dir.read()
+    if not manifest:
+        return False
+    if not (run_dir.best / "config.json").is_file():
+        raise StorageError(
+            f"{run_dir} holds a run with status {manifest.get('status')!r}, without best/",
+            where="run_dir",
+            fix="finish it with `lit-tune fit`, or another run_dir",
+        )
+    best = str(run_dir.best)
+    module.model_name, module.revision, module.config_overrides = best, None, {}
+    module.from_scratch, module.new_head, module.freeze_patterns = False, False, []
+    datamodule.use_model(best)
+    if "spec" in manifest:
+        datamodule.spec = Spec(**manifest["spec"])
+    log.info("weights  %s (%s)", best, manifest.get("exported", "best"))
+    return True
