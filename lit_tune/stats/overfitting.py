@@ -181,12 +181,13 @@ class OverfitDetector:
             final = self._judge(ended=True)
         if not self.points:
             return Summary(final, None, final.message)
-        at = self._best()
-        best = self.points[at]
-        gap = self._gap(best.train, best.val, self.metric)
-        fields = ("step", "epoch", "train", "val", "state")
-        record = {**{name: getattr(best, name) for name in fields}, "gap": gap}
-        return Summary(final, record, f"{final.message}. {self._outlook(at)}")
+        best = self.points[at := self._best()]
+        record = {name: getattr(best, name) for name in ("step", "epoch", "train", "val", "state")}
+        record["gap"] = self._gap(best.train, best.val, self.metric)
+        overlap = self.text_overlap or 0.0
+        known = overlap >= 0.005 and final.state != State.LEAKAGE  # which says it already
+        copies = f". {overlap:.0%} of the val texts stand in train" if known else ""
+        return Summary(final, record, f"{final.message}. {self._outlook(at)}{copies}")
 
     def state_dict(self) -> dict[str, Any]:
         """Plain types: enough to go on as if nothing had happened."""

@@ -237,11 +237,7 @@ def moment(step: int, epoch: float | None) -> str:
 def describe(state: State, facts: Facts, metric: str) -> str:
     """State and numbers in one line; not for ``NOT_MEASURED``, which has no numbers."""
     pair = f"train {metric} {number(facts.train)}, val {metric} {number(facts.val)}"
-    text = f"{state}: {_because(state, facts, metric, pair)}"
-    if state not in (State.LEAKAGE, State.SUSPICIOUS) and facts.text_overlap:
-        share = facts.text_overlap
-        text += f"; {share:.0%} of the val texts stand in train" if share >= 0.01 else ""
-    return text
+    return f"{state}: {_because(state, facts, metric, pair)}"
 
 
 def _because(state: State, facts: Facts, metric: str, pair: str) -> str:

@@ -164,10 +164,13 @@ def test_leakage_needs_a_measured_overlap_and_then_comes_before_suspiciously_eas
     assert last(points, overlap=0.06).state == State.LEAKAGE
 
 
-def test_overlap_alone_is_said_but_is_no_leakage():
-    verdict = last([(0.9, 0.88, 0.3, 0.3)], overlap=0.3)
-    assert verdict.state == State.HEALTHY
-    assert "30% of the val texts stand in train" in verdict.message
+def test_overlap_alone_is_no_leakage_and_is_said_once_at_the_end():
+    detector, verdicts = scripted([(0.9, 0.88, 0.3, 0.3)], overlap=0.3)
+    assert verdicts[-1].state == State.HEALTHY
+    assert "val texts" not in verdicts[-1].message
+    assert detector.summary().message.endswith(". 30% of the val texts stand in train")
+    easy = scripted(SCRIPTS[State.LEAKAGE], overlap=0.3)[0].summary().message
+    assert easy.count("30% of the val texts") == 1
 
 
 def test_suspiciously_easy_comes_before_diverging_and_saturated():
