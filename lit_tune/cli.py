@@ -67,7 +67,12 @@ class LitTuneCLI(LightningCLI):
 
     def __init__(self, settings: list[Setting], verb: str = "fit", problems: Sequence[LitTuneError] = ()) -> None:
         self.settings, self.verb, self.problems = settings, verb, list(problems)
-        set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=allowed_imports())
+        set_parsing_settings(
+            import_path_denylist=["*"],
+            import_path_allowlist=allowed_imports(),
+            # a {class_path: ...} under config_overrides or init_args stays the mapping it is
+            instantiate_subclass_spec_in_any=False,
+        )
         super().__init__(
             FineTuneModule,
             TokenizedDataModule,
@@ -97,12 +102,13 @@ class LitTuneCLI(LightningCLI):
         with _lightning_quiet():
             seed_everything(self.config.seed_everything, workers=True, verbose=False)
             try:
-                self.overwrite = overwrite
-                super().instantiate_classes()
+                made = self.parser.instantiate(self.config)
+                self.trainer = build_trainer(made, self.verb, self.to_yaml(), overwrite)
             except MisconfigurationException as error:
                 raise ConfigError(
                     " ".join(str(error).split()), where="trainer", fix="change the option it names"
                 ) from error
+        self.model, self.datamodule = made.model, made.data
         return Built(self.trainer, self.model, self.datamodule)
 
     def to_yaml(self) -> str:
@@ -144,10 +150,6 @@ class LitTuneCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Not while parsing; see :meth:`build`."""
-
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The trainer with loggers and callbacks of the sections."""
-        return build_trainer(self.config_init, self.verb, self.to_yaml(), self.overwrite)
 
 
 def build_trainer(config: Namespace, verb: str, config_yaml: str, overwrite: bool) -> Trainer:

@@ -1,6 +1,7 @@
 """What a person sees: one console, one logger, the run.log beside it."""
 
 import logging
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -16,6 +17,7 @@ NOISE = (
     r"The number of training batches .* is smaller than the logging interval",
     r".*does not have many workers which may be a bottleneck.*",
     r".*You defined a `validation_step` but have no `val_dataloader`.*",
+    r"It is recommended to use `self.log\(.*sync_dist=True\)`.*",  # metrics are reduced before they are logged
     r"Total length of `list` across ranks is zero.*",  # no val split: said in our own words
     r"Checkpoint directory .* exists and is not empty.*",
     r".*tensorboardX.*",
@@ -39,10 +41,15 @@ class ConsoleHandler(logging.Handler):
             self.handleError(record)
 
 
-def configure_logging(rank: int = 0, verbose: bool = False) -> None:
+def is_rank_zero() -> bool:
+    """Whether this process is the one that speaks and writes; known from the environment before ranks are set up."""
+    return not int(os.environ.get("LOCAL_RANK") or os.environ.get("RANK") or 0)
+
+
+def configure_logging(verbose: bool = False) -> None:
     """Send lit-tune's messages to the console of rank zero and quiet the libraries beneath it."""
     log.propagate = False
-    log.setLevel((logging.DEBUG if verbose else logging.INFO) if rank == 0 else logging.ERROR)
+    log.setLevel((logging.DEBUG if verbose else logging.INFO) if is_rank_zero() else logging.ERROR)
     if not any(isinstance(h, ConsoleHandler) for h in log.handlers):
         log.addHandler(ConsoleHandler())
     if not verbose:

@@ -31,7 +31,8 @@ class TokenizedDataModule(L.LightningDataModule):
         train_split: Name of the Hub data set's split to train on; default: ``train``.
         val_split: Split to validate on; default: ``validation``, ``val`` or ``dev``, whichever there is.
         test_split: Split for ``lit-tune test``; default: ``test``.
-        train: File(s) to train on: csv, tsv, json, jsonl, parquet, arrow or txt, plain or .gz; a path, a glob or a list.
+        train: File(s) to train on: csv, tsv, json, jsonl, parquet, arrow or txt, plain or .gz; a path, a glob or a
+            list.
         val: File(s) to validate on. Without them ``val_fraction`` of train is used.
         test: File(s) for ``lit-tune test``.
         predict: File(s) for ``lit-tune predict``; the label column may be absent.
@@ -168,6 +169,16 @@ class TokenizedDataModule(L.LightningDataModule):
         """Hash of all that decides the content of train and val."""
         return self.preparation.fingerprint
 
+    @property
+    def unlabelled(self) -> set[str]:
+        """Evaluated splits in which no row has a label."""
+        return self.preparation.unlabelled
+
+    def use_model(self, name: str) -> None:
+        """Read tokenizer and config of another model, as that of a finished run."""
+        self.reader = TextReader(name, max_length_given=self.reader.max_length_given)
+        self.preparation.reader, self.preparation.new_head = self.reader, False
+
     # ---- Lightning's hooks -------------------------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
@@ -273,7 +284,7 @@ class TokenizedDataModule(L.LightningDataModule):
         assert self.spec is not None
         padding = Padding(
             pad_token_id=self.tokenizer.pad_token_id,
-            side=self.tokenizer.padding_side,
+            side=self.tokenizer.padding_side,  # type: ignore[arg-type]
             length=self.max_length if self.padding_mode == "max_length" else None,
             multiple_of=self.pad_to_multiple_of,
             pad_token_type_id=self.tokenizer.pad_token_type_id,

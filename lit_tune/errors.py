@@ -1,7 +1,8 @@
 """What a person is told when something is wrong, and the exit code that goes with it.
 
-A message says what is wrong, where (a config key, or file:row) and how to fix it, in at most six lines. The command line
-prints it without a traceback and exits with the class's code; Python users catch :class:`LitTuneError`, a ``ValueError``.
+A message says what is wrong, where (a config key, or file:row) and how to fix it, in at most six lines. The command
+line prints it without a traceback and exits with the class's code; Python users catch :class:`LitTuneError`, a
+``ValueError``.
 """
 
 import difflib
@@ -66,13 +67,13 @@ class StorageError(LitTuneError):
     exit_code = 7
 
 
-class OutOfMemory(LitTuneError):
+class OutOfMemory(LitTuneError):  # noqa: N818 - the field's own word
     """The device's memory is exhausted."""
 
     exit_code = 8
 
 
-class ProblemList(LitTuneError):
+class ProblemList(LitTuneError):  # noqa: N818 - several of them
     """Several independent problems, reported together; the exit code is the first one's.
 
     Args:

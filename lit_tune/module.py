@@ -14,13 +14,15 @@ import torch
 from torchmetrics import MetricCollection
 from transformers import PretrainedConfig, PreTrainedModel
 
-from lit_tune.errors import ConfigError, ModelError
+from lit_tune.errors import ModelError
 from lit_tune.metrics import RatioMetric, scalars
 from lit_tune.models.freezing import freeze as freeze_parameters
 from lit_tune.models.freezing import frozen_modules
 from lit_tune.models.load import build_model, load_config, set_pad_token
+from lit_tune.optim.clipping import scale_and_clip
 from lit_tune.optim.optimizers import OptimizerSettings, build_optimizer
 from lit_tune.optim.schedules import ScheduleSettings, build_schedule, schedule_config
+from lit_tune.stats.settings_in_use import main_dropout
 from lit_tune.tasks.base import Batch, Spec, Task
 
 log = logging.getLogger("lit_tune")
@@ -152,7 +154,7 @@ class FineTuneModule(L.LightningModule):
         self.metrics = torch.nn.ModuleDict({stage: self.task.build_metrics(spec) for stage in stages})
         self.losses = torch.nn.ModuleDict({stage: RatioMetric() for stage in stages})
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """Optimizer and schedule of the settings; total steps from the datamodule."""
         assert self.model is not None
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
@@ -161,11 +163,31 @@ class FineTuneModule(L.LightningModule):
         total = self.trainer.datamodule.total_steps()  # type: ignore[attr-defined]
         monitor = (self.schedule_settings.monitor or "").removeprefix("val/")
         higher = self.task.metric_names(self.spec).get(monitor) if self.spec else None
-        mode = None if higher is None else ("max" if higher else "min")
+        mode: Literal["min", "max"] | None = None if higher is None else ("max" if higher else "min")
         scheduler = build_schedule(self.schedule_settings, optimizer, total, mode)
         return {"optimizer": optimizer, "lr_scheduler": schedule_config(self.schedule_settings, scheduler)}
 
     # ---- training: the numerics seam ---------------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        """One line that says what is trained where."""
+        assert self.model is not None
+        total = sum(p.numel() for p in self.model.parameters())
+        trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        kind, ranks = type(self.model).__name__, self.trainer.world_size
+        where = f"{self.device}" + (f" x {ranks}" if ranks > 1 else "")
+        log.info(
+            "model    %s: %s parameters, %s trained, %s, precision %s, on %s",
+            kind,
+            f"{total:,}",
+            f"{trained:,}",
+            str(self.model.dtype).removeprefix("torch."),
+            self.trainer.precision,
+            where,
+        )
+        if self.device.type == "cpu" and torch.cuda.is_available():
+            log.warning("this run uses the CPU although there is a GPU. Fix: trainer.accelerator: gpu")
+        log.debug("%s", self.model)
 
     def on_train_start(self) -> None:
         """Scale of the losses, and empty windows."""
@@ -183,11 +205,14 @@ class FineTuneModule(L.LightningModule):
 
     def start_window(self) -> None:
         """Forget the sums of the last accumulation window."""
-        self._window = torch.zeros(2, dtype=torch.float64 if self.device.type != "mps" else torch.float32, device=self.device)
+        self._window = torch.zeros(
+            2, dtype=torch.float64 if self.device.type != "mps" else torch.float32, device=self.device
+        )
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """A micro-batch: the summed loss over a constant, times what Lightning divides by."""
-        assert self.spec is not None and self.model is not None
+        assert self.spec is not None
+        assert self.model is not None
         loss_sum, denominator = self.task.loss(self.task.forward(self.model, batch), batch, self.spec)
         if batch["is_filler"]:
             loss_sum, denominator = loss_sum * 0.0, denominator * 0.0
@@ -235,7 +260,8 @@ class FineTuneModule(L.LightningModule):
         """Add a batch to a stage's sums; a filler takes part in nothing."""
         if batch["is_filler"]:
             return
-        assert self.spec is not None and self.model is not None
+        assert self.spec is not None
+        assert self.model is not None
         outputs = self.task.forward(self.model, batch)
         loss_sum, denominator = self.task.loss(outputs, batch, self.spec)
         self.losses[stage].update(loss_sum, denominator)  # type: ignore[operator]
@@ -279,57 +305,34 @@ class FineTuneModule(L.LightningModule):
         """One record per row; none for a filler."""
         if batch["is_filler"]:
             return []
-        assert self.spec is not None and self.model is not None
+        assert self.spec is not None
+        assert self.model is not None
         records = self.task.decode(self.task.forward(self.model, batch), batch, self.spec)
         return [{"row": row, **record} for row, record in zip(batch["example_ids"], records, strict=True)]
 
     # ---- what callbacks ask ----------------------------------------------------------------------------------------
 
     def advice_settings(self) -> dict[str, Any]:
-        """What is set now, for advice that names values to change."""
-        config = self.model.config if self.model is not None else None
-        dropout = next((n for n in DROPOUT_FIELDS if config is not None and hasattr(config, n)), None)
+        """Values in use by config key, for advice that names what to change."""
+        assert self.model is not None
         settings, trainer, data = self.optimizer_settings, self.trainer, self.trainer.datamodule  # type: ignore[attr-defined]
+        field, dropout = main_dropout(self.model.config.to_dict())
+        rows = {name: len(encoded) for name, encoded in data.encoded.items()}
         return {
             "optimizer.lr": settings.lr,
             "optimizer.weight_decay": settings.weight_decay,
+            "optimizer.head_lr": settings.head_lr,
             "lr_schedule.warmup": self.schedule_settings.warmup,
             "trainer.max_epochs": trainer.max_epochs,
             "data.train_batch_size": data.train_batch_size,
-            "num_train_rows": len(data.encoded["train"]) if "train" in data.encoded else None,
-            "num_val_rows": len(data.encoded["val"]) if "val" in data.encoded else None,
+            "data.val_fraction": data.preparation.val_fraction_used,
+            "num_train_rows": rows.get("train"),
+            "num_val_rows": rows.get("val"),
             "model.freeze": self.freeze_patterns or None,
-            "dropout_field": dropout,
-            "dropout": getattr(config, dropout) if dropout else None,
+            "model.from_scratch": self.from_scratch,
+            "model.config_overrides": dict(self.config_overrides),
+            "dropout_field": field,
+            "dropout": dropout,
+            **{f"task.init_args.{k}": v for k, v in self.task.settings().items()},
             "task.init_args.label_smoothing": getattr(self.task, "label_smoothing", None),
         }
-
-
-DROPOUT_FIELDS = ("hidden_dropout_prob", "dropout", "resid_pdrop", "hidden_dropout", "dropout_rate")
-
-
-def scale_and_clip(
-    gradients: list[torch.Tensor], factor: torch.Tensor, clip_val: float | None, algorithm: str | None
-) -> torch.Tensor:
-    """Multiply gradients by ``factor`` and clip them, in one pass; returns the norm before clipping (0-dim).
-
-    Args:
-        gradients: Changed in place.
-        factor: 0-dim.
-        clip_val: Largest norm, or with ``algorithm="value"`` the largest magnitude of an entry; None or 0 is off.
-        algorithm: ``norm`` (default) or ``value``.
-
-    Raises:
-        ConfigError: There is no gradient at all.
-    """
-    if not gradients:
-        raise ConfigError("no parameter is trained", where="model.freeze", fix="freeze less")
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))) * factor.abs()
-    scale = factor
-    if clip_val and algorithm != "value":
-        scale = factor * torch.clamp(clip_val / (norm + 1e-6), max=1.0)  # 1e-6 as torch.nn.utils.clip_grad_norm_
-    torch._foreach_mul_(gradients, scale.to(gradients[0].dtype) if scale.device == gradients[0].device else float(scale))
-    if clip_val and algorithm == "value":
-        torch._foreach_clamp_min_(gradients, -clip_val)
-        torch._foreach_clamp_max_(gradients, clip_val)
-    return norm

@@ -1,13 +1,16 @@
 """Raw rows -> checked, split, encoded once and cached. What ``lit-tune prepare`` does, and the start of every run."""
 
 import logging
+import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import datasets
 
 from lit_tune.data import cache, checks, splits
+from lit_tune.data.file_tables import quiet_datasets
 from lit_tune.data.raw_data import RawData
 from lit_tune.data.split import Split
 from lit_tune.data.truncation import TokenCounts, token_counts
@@ -59,6 +62,8 @@ class Preparation:
         self.text_overlap: float | None = None
         """Share of val rows whose text also stands in train."""
         self.fingerprint: str | None = None
+        self.unlabelled: set[str] = set()
+        """Evaluated splits in which no row has a label."""
         self.reused: set[str] = set()
         """Splits that came from the cache."""
 
@@ -105,7 +110,9 @@ class Preparation:
         """
         train = self.raw.load("train", streaming)
         if train is None:
-            raise ConfigError("there is nothing to train on", where="data.train", fix="data.train: a file, or data.dataset")
+            raise ConfigError(
+                "there is nothing to train on", where="data.train", fix="data.train: a file, or data.dataset"
+            )
         return train
 
     def held_out(self, train: Split, val: Split | None) -> tuple[Split, Split | None]:
@@ -119,6 +126,11 @@ class Preparation:
         elif val is not None:
             self.check(val)
         return self.limited(train), self.limited(val) if val else None
+
+    @property
+    def val_fraction_used(self) -> float | None:
+        """``val_fraction`` where val was cut from train, else None."""
+        return None if self.stream is not None or self.raw.has("val") else self.val_fraction
 
     def limited(self, split: Split) -> Split:
         """A seeded subset where ``limit_*`` asks for one."""
@@ -145,7 +157,9 @@ class Preparation:
             self.prepare_fit()  # it was cut from train: only train can say which rows
             self.spec = given or self.spec
             if "val" not in self.encoded:
-                raise ConfigError("there is no val split", where="data.val", fix="data.val: a file, or val_fraction > 0")
+                raise ConfigError(
+                    "there is no val split", where="data.val", fix="data.val: a file, or val_fraction > 0"
+                )
             return
         split = self.raw.load(name)
         if split is None:
@@ -154,6 +168,8 @@ class Preparation:
             self.spec = self.task.spec_of_model(self.reader.config)
         split = self.limited(split)
         labelled = name != "predict" and not self.task.is_unlabelled(split)
+        if not labelled:
+            self.unlabelled.add(name)
         key = self.key(split.fingerprint, self.limits.get(name), name)
         if not self.restore(key):
             self.check(split, labelled)
@@ -198,15 +214,22 @@ class Preparation:
     def encode_rows(self, split: Split) -> datasets.Dataset:
         """All rows of a split through ``Task.encode``."""
         reader = self.reader
-        arguments = {"task": self.task, "tokenizer": reader.tokenizer, "spec": self.spec, "max_length": reader.max_length}
-        return split.rows.map(
-            encode_batch,
-            fn_kwargs=arguments,
-            batched=True,
-            remove_columns=split.rows.column_names,
-            num_proc=self.num_workers if self.num_workers > 1 else None,
-            load_from_cache_file=False,  # ours is keyed by content, datasets' by a pickle of the function
-        )
+        arguments = {
+            "task": self.task,
+            "tokenizer": reader.tokenizer,
+            "spec": self.spec,
+            "max_length": reader.max_length,
+        }
+        with nullcontext() if sys.stderr.isatty() else quiet_datasets():
+            return split.rows.map(
+                encode_batch,
+                fn_kwargs=arguments,
+                batched=True,
+                remove_columns=split.rows.column_names,
+                num_proc=self.num_workers if self.num_workers > 1 else None,
+                load_from_cache_file=False,  # ours is keyed by content, datasets' by a pickle of the function
+                desc=f"tokenizing {split.name}",
+            )
 
     def restore(self, key: str) -> bool:
         """Take splits from the cache; False where they are not there."""

@@ -1,6 +1,6 @@
 """The run directory: what lies where, and the manifest that says what happened.
 
-    config.yaml manifest.json metrics.jsonl run.log tensorboard/ checkpoints/ best/ predictions.jsonl test_metrics.json
+config.yaml manifest.json metrics.jsonl run.log tensorboard/ checkpoints/ best/ predictions.jsonl test_metrics.json
 """
 
 import importlib.metadata
@@ -30,6 +30,9 @@ ARTEFACTS = (
     "test_metrics.json",
 )
 """All that lit-tune writes; ``--overwrite`` deletes these and nothing else."""
+
+LOGGER_FOLDERS = ("tensorboard", "csv", "wandb")
+"""Lightning opens loggers before any callback is asked: alone, these folders are the start of the run that asks."""
 
 PACKAGES = ("lit-tune", "torch", "lightning", "transformers", "datasets", "torchmetrics", "tokenizers", "safetensors")
 MANIFEST_FORMAT = 1
@@ -66,10 +69,13 @@ class RunDir:
             raise StorageError(f"{self.path} is a file", where="run_dir", fix="another run_dir")
         if overwrite or not self.path.exists():
             return
-        found = sorted(p.name for p in self.path.iterdir())
+        found = sorted(p.name for p in self.path.iterdir() if p.name not in LOGGER_FOLDERS)
         if not found:
             return
-        status = self.read().get("status")
+        manifest = self.read()
+        status = manifest.get("status")
+        if status in ("failed", "interrupted") and not manifest.get("trained"):
+            return  # it never took a step: a mistake in the data or the model, told and mended
         state = f"holds a run with status {status!r}" if status else f"is not empty ({', '.join(found[:4])})"
         raise StorageError(
             f"{self.path} {state}",
@@ -87,6 +93,8 @@ class RunDir:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             for name in ARTEFACTS:
+                if name in LOGGER_FOLDERS and not overwrite:
+                    continue
                 target = self.path / name
                 if target.is_dir():
                     shutil.rmtree(target)
@@ -111,7 +119,9 @@ class RunDir:
         try:
             return json.loads(self.manifest.read_text("utf-8"))
         except (OSError, ValueError) as e:
-            raise StorageError(f"cannot be read: {e}", where=str(self.manifest), fix="restore it, or a new run_dir") from e
+            raise StorageError(
+                f"cannot be read: {e}", where=str(self.manifest), fix="restore it, or a new run_dir"
+            ) from e
 
     def write(self, manifest: dict[str, Any]) -> None:
         """Replace the manifest in one step, so that a reader never sees half of it."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from toy import make_tiny_model, toy_rows, write_csv
 
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     """Bit-equality and steady timings; two ranks would fight over two cores."""

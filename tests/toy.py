@@ -4,7 +4,28 @@ import csv
 import random
 from pathlib import Path
 
-WORDS = "trail rock river steep mud view forest long short easy hard great awful rain sun path climb lake bridge fog".split()
+WORDS = [
+    "trail",
+    "rock",
+    "river",
+    "steep",
+    "mud",
+    "view",
+    "forest",
+    "long",
+    "short",
+    "easy",
+    "hard",
+    "great",
+    "awful",
+    "rain",
+    "sun",
+    "path",
+    "climb",
+    "lake",
+    "bridge",
+    "fog",
+]
 CLASSES = ("bad", "fine", "good")
 
 

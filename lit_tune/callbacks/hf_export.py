@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
@@ -32,7 +31,7 @@ class HFExport(Callback):
     def __init__(self, record: RunRecord) -> None:
         self.record = record
 
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Export, verify, close the record."""
         if trainer.fast_dev_run or trainer.interrupted:
             return
@@ -47,7 +46,7 @@ class HFExport(Callback):
             self.record.finish(trainer, {"exported": source, "verdict": verdict})
         trainer.strategy.barrier("export")
 
-    def load_best(self, trainer: L.Trainer, pl_module: L.LightningModule) -> str:
+    def load_best(self, trainer: Any, pl_module: Any) -> str:
         """Put the best weights into the module; returns which they are."""
         best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), None)
         if best is None or not best.best_model_path:
@@ -58,7 +57,7 @@ class HFExport(Callback):
         return Path(path).name
 
 
-def export(pl_module: Any, trainer: L.Trainer, target: Path, card: str) -> None:
+def export(pl_module: Any, trainer: Any, target: Path, card: str) -> None:
     """Write the folder beside its place, then rename.
 
     Raises:
@@ -68,7 +67,7 @@ def export(pl_module: Any, trainer: L.Trainer, target: Path, card: str) -> None:
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         pl_module.model.save_pretrained(temporary)
-        trainer.datamodule.tokenizer.save_pretrained(temporary)  # type: ignore[attr-defined]
+        trainer.datamodule.tokenizer.save_pretrained(temporary)
         (temporary / "README.md").write_text(card, "utf-8")
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
@@ -76,9 +75,9 @@ def export(pl_module: Any, trainer: L.Trainer, target: Path, card: str) -> None:
         raise StorageError(f"cannot write the export: {e.strerror}", where=str(target), fix="free some space") from e
 
 
-def first_batch(trainer: L.Trainer) -> dict[str, Any]:
+def first_batch(trainer: Any) -> dict[str, Any]:
     """A batch of val, else of train, on the CPU."""
-    data = trainer.datamodule  # type: ignore[attr-defined]
+    data = trainer.datamodule
     name = next(n for n in ("val", "probe", "train") if n in data.encoded)
     rows = data.encoded[name]
     features = [rows[i] for i in range(min(8, len(rows)))]
@@ -96,15 +95,15 @@ def logits_of(task: Any, model: Any, batch: dict[str, Any], device: torch.device
     return logits
 
 
-def reference_logits(trainer: L.Trainer, pl_module: Any) -> torch.Tensor | None:
+def reference_logits(trainer: Any, pl_module: Any) -> torch.Tensor | None:
     """Logits of the weights in memory."""
-    data = trainer.datamodule  # type: ignore[attr-defined]
+    data = trainer.datamodule
     if not data.encoded:
         return None
     return logits_of(pl_module.task, pl_module.model, first_batch(trainer), pl_module.device)
 
 
-def verify(pl_module: Any, trainer: L.Trainer, target: Path, expected: torch.Tensor | None) -> None:
+def verify(pl_module: Any, trainer: Any, target: Path, expected: torch.Tensor | None) -> None:
     """Reload the export as anyone would and compare.
 
     Raises:

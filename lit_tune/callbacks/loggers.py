@@ -60,5 +60,10 @@ def build_wandb(
 
     run_dir.mkdir(parents=True, exist_ok=True)
     return WandbLogger(
-        save_dir=run_dir, project=project or "lit-tune", entity=entity, name=name or run_dir.name, tags=tags, notes=notes
+        save_dir=run_dir,
+        project=project or "lit-tune",
+        entity=entity,
+        name=name or run_dir.name,
+        tags=tags,
+        notes=notes,
     )

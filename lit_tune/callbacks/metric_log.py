@@ -7,7 +7,6 @@ differs between training and validation lines.
 import math
 from typing import Any
 
-import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
@@ -33,7 +32,7 @@ class MetricLog(Callback):
         """Whether ``latest`` was measured at this step; cleared by who has shown it."""
         self.seen_step = 0
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """The baseline stands beside the result from the start."""
         self.sums, self.seen_step = None, trainer.global_step
         self.throughput.reset()
@@ -41,9 +40,7 @@ class MetricLog(Callback):
         if baseline:
             self.write(trainer, baseline)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Count every batch; log where a step was taken and a line is due."""
         self.throughput.add(batch)
         step = trainer.global_step
@@ -68,11 +65,11 @@ class MetricLog(Callback):
             self.fresh = True
             self.write(trainer, {**self.latest, **norms})
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Validation does not count as training time."""
         self.throughput.pause()
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """All scalars of val and probe on one line."""
         self.throughput.resume()
         if trainer.sanity_checking:
@@ -81,7 +78,7 @@ class MetricLog(Callback):
         if values and trainer.state.fn == "fit":
             self.write(trainer, values)
 
-    def write(self, trainer: L.Trainer, values: dict[str, float]) -> None:
+    def write(self, trainer: Any, values: dict[str, float]) -> None:
         """One line in every logger."""
         line = {"epoch": epochs_done(trainer), **values}
         for logger in trainer.loggers:
@@ -95,7 +92,7 @@ def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
     return {"optim/lr": max(rates.values()), **named}
 
 
-def epochs_done(trainer: L.Trainer) -> float:
+def epochs_done(trainer: Any) -> float:
     """Passes over train so far, as a fraction; for streams the number of full passes."""
     batches = trainer.num_training_batches
     progress = trainer.fit_loop.epoch_loop.batch_progress.current.ready

@@ -19,7 +19,11 @@ def model_card(trainer: L.Trainer, pl_module: Any, record: RunRecord, verdict: d
     data = trainer.datamodule  # type: ignore[attr-defined]
     spec = pl_module.spec
     base = pl_module.model_name if not Path(pl_module.model_name).exists() else Path(pl_module.model_name).name
-    header: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-classification", "tags": ["lit-tune"]}
+    header: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-classification",
+        "tags": ["lit-tune"],
+    }
     if base == pl_module.model_name:
         header["base_model"] = base
     dataset = data.dataset if data.dataset and not Path(data.dataset).exists() else None

@@ -26,7 +26,9 @@ def check_output(path: Path) -> None:
         ConfigError: Not .jsonl, .csv or .parquet.
     """
     if path.suffix not in FORMATS:
-        raise ConfigError(f"{path} has no known file type", where="--output", fix=f"a name that ends in {', '.join(FORMATS)}")
+        raise ConfigError(
+            f"{path} has no known file type", where="--output", fix=f"a name that ends in {', '.join(FORMATS)}"
+        )
 
 
 class PredictionWriter(Callback):

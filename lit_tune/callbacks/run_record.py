@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback
 
@@ -35,7 +34,8 @@ class RunRecord(Callback):
         self.best: dict[str, float] = {}
         """Scalars of the validation whose weights are exported."""
         self.result: dict[str, Any] = {}
-        self.claimed = False
+        self.baseline: dict[str, float] = {}
+        self.claimed = self.failed = False
         self._handler: logging.Handler | None = None
 
     @rank_zero_only
@@ -48,11 +48,11 @@ class RunRecord(Callback):
         self.run_dir.config.write_text(self.config_yaml, "utf-8")
         digest = hashlib.sha256(self.config_yaml.encode()).hexdigest()
         self.run_dir.write(
-            {"format": MANIFEST_FORMAT, "status": "running", "config_sha256": digest, **environment()}
+            {"format": MANIFEST_FORMAT, "status": "running", "trained": False, "config_sha256": digest, **environment()}
         )
         self._handler = log_to_file(self.run_dir.log)
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Python users come here first; the command line has claimed already."""
         if stage != "fit" or trainer.fast_dev_run:
             return
@@ -60,9 +60,9 @@ class RunRecord(Callback):
         self.record_data(trainer)
 
     @rank_zero_only
-    def record_data(self, trainer: L.Trainer) -> None:
+    def record_data(self, trainer: Any) -> None:
         """What is trained on."""
-        data = trainer.datamodule  # type: ignore[attr-defined]
+        data = trainer.datamodule
         self.run_dir.update(
             {
                 "spec": data.spec.to_dict(),
@@ -76,25 +76,31 @@ class RunRecord(Callback):
             }
         )
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Start the clock."""
         self.started = time.perf_counter()
+        self.baseline = dict(pl_module.spec.baseline)
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """From here on there is something to lose: the directory is not free any more."""
+        if self.claimed and trainer.is_global_zero:
+            self.run_dir.update({"trained": True})
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Remember the numbers of each validation."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(("val/", "probe/"))}
         self.history.append({"step": trainer.global_step, **values})
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Gather the result; export comes after this and reads it."""
         if trainer.global_step == 0:
             raise NumericsError("no optimizer step was taken", where="trainer", fix="more rows, epochs or max_steps")
         best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), None)
         chosen = self.history[-1] if self.history else {}
         if best is not None and best.best_model_path:
-            step = int(Path(best.best_model_path).stem.rpartition("=")[2])
+            step = step_of(Path(best.best_model_path))
             chosen = next((h for h in self.history if h["step"] == step), chosen)
         self.best = chosen
         self.result = {
@@ -107,39 +113,40 @@ class RunRecord(Callback):
             "skipped_steps": pl_module.num_skipped_steps,
         }
 
-    def checkpoints(self, trainer: L.Trainer) -> list[dict[str, Any]]:
+    def checkpoints(self, trainer: Any) -> list[dict[str, Any]]:
         """Each checkpoint kept: path, step, size, hash."""
         found = []
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, BestCheckpoint | LastCheckpoint):
                 role = "best" if isinstance(callback, BestCheckpoint) else "last"
                 for path in map(Path, callback.best_k_models):
-                    step = int(path.stem.rpartition("=")[2])
+                    step = step_of(path)
                     entry = {"role": role, "path": str(path.relative_to(self.run_dir.path.absolute())), "step": step}
                     found.append({**entry, "bytes": path.stat().st_size, "sha256": file_sha256(path)})
         return sorted(found, key=lambda c: (c["step"], c["role"]))
 
     @rank_zero_only
-    def finish(self, trainer: L.Trainer, extra: dict[str, Any]) -> None:
+    def finish(self, trainer: Any, extra: dict[str, Any]) -> None:
         """The run is complete: the artefact was verified."""
         if not self.claimed:
             return
         self.result.update(extra)
         self.run_dir.update({"status": "complete", **self.result, "checkpoints": self.checkpoints(trainer)})
 
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """The run has failed."""
         self.fail(exception)
 
     @rank_zero_only
     def fail(self, exception: BaseException) -> None:
         """Write down why."""
-        if self.claimed:
+        if self.claimed and not self.failed:
+            self.failed = True
             status = "interrupted" if isinstance(exception, KeyboardInterrupt) else "failed"
             self.run_dir.update({"status": status, "error": f"{type(exception).__name__}: {exception}"[:2000]})
         self.close()
 
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Close run.log."""
         self.close()
 
@@ -149,6 +156,15 @@ class RunRecord(Callback):
             log.removeHandler(self._handler)
             self._handler.close()
             self._handler = None
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer step in a checkpoint's name.
+
+    >>> step_of(Path("checkpoints/best-0000120.ckpt"))
+    120
+    """
+    return int(checkpoint.stem.rpartition("-")[2])
 
 
 def plain(values: dict[str, float]) -> dict[str, float | None]:

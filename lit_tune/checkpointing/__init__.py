@@ -1,0 +1,1 @@
+"""Durable checkpoints and exact resume (the seam; Lightning's own checkpoints for now)."""

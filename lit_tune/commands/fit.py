@@ -1,6 +1,7 @@
 """``lit-tune fit``."""
 
 import logging
+from typing import Any
 
 from lit_tune.callbacks.run_record import RunRecord
 from lit_tune.cli import parse
@@ -22,6 +23,7 @@ def fit(options: list[str], overwrite: bool = False, verbose: bool = False) -> N
     cli = parse(options, "fit")
     if is_rank_zero():
         cli.run_dir.check_free(overwrite)
+    trainer: Any
     trainer, module, datamodule = cli.build(overwrite=overwrite)
     record = next(c for c in trainer.callbacks if isinstance(c, RunRecord))
     if not trainer.fast_dev_run:

@@ -13,7 +13,7 @@ from lit_tune.errors import ConfigError, nearest
 
 NAME_WIDTH = 26
 MIN_WIDTH, MAX_WIDTH = 60, 120
-MAX_NOTE = 40
+MAX_NOTE = 32
 KEYS_OF_A_CONFIG = "Keys of a config: `lr: 3e-5` under `optimizer:` in a file is `--optimizer.lr 3e-5` here."
 NO_BREAK = "\N{NO-BREAK SPACE}"
 

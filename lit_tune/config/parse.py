@@ -33,6 +33,8 @@ from lit_tune.errors import LitTuneError, raise_problems
 
 PLACEHOLDER = "placeholder"
 
+_DEFAULT_TASK = Setting("task.class_path", DEFAULT_TASK, "default")
+
 Rules = Callable[[dict[str, Any]], list[LitTuneError]]
 
 
@@ -93,7 +95,7 @@ def _task_in_use(settings: list[Setting]) -> Setting:
     Not a default of the parser: jsonargparse would hand the default task's arguments on to a class chosen instead.
     """
     chosen = [s for s in settings if s.key == "task.class_path" and s.value is not None]
-    return chosen[-1] if chosen else Setting("task.class_path", DEFAULT_TASK, "default")
+    return chosen[-1] if chosen else _DEFAULT_TASK
 
 
 def _parse(parser: LightningArgumentParser, stand_ins: list[str], settings: list[Setting]) -> Namespace:
@@ -110,7 +112,7 @@ def _one_by_one(
     problems: list[LitTuneError] = []
     task_is_wrong = False
     for setting in settings:
-        if task_is_wrong and setting.key.startswith("task.init_args."):
+        if task_is_wrong and setting.section == "task":
             continue  # arguments of a class that is not there
         try:
             _parse(parser, stand_ins, [*good, setting])
@@ -119,7 +121,9 @@ def _one_by_one(
             if _is_completed_later(setting, settings, str(error)):
                 good.append(setting)
                 continue
-            task_is_wrong |= setting.key == "task.class_path"
+            if setting.key == "task.class_path":
+                task_is_wrong = True
+                good.append(_DEFAULT_TASK)  # so that the other sections can still be checked
             parameter = parameter_at(setting.key, keys) or Parameter(setting.key, Any, None, "")
             problems.append(wrong_value(setting, parameter, str(error)))
     return good, problems
@@ -133,6 +137,7 @@ def _is_completed_later(setting: Setting, settings: list[Setting], message: str)
 
 def _derive(config: Namespace, settings: list[Setting]) -> None:
     """Defaults that depend on other keys."""
+    config.pop("config", None)  # the list of config files, which is no setting
     given = {s.key for s in settings}
     if config.trainer.max_steps not in (None, -1) and "trainer.max_epochs" not in given:
         config.trainer.max_epochs = -1  # else our default of 3 epochs would cut the asked-for steps short

@@ -94,6 +94,7 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "use_distributed_sampler": False,  # data.samplers cuts each global batch itself
     "num_sanity_val_steps": 0,  # preflight checks more, without touching the metrics
     "log_every_n_steps": 10,
+    "enable_model_summary": False,  # one line of ours says what is trained; `fit --verbose` prints the tree
 }
 """Where our defaults differ from Lightning's."""
 

@@ -12,6 +12,7 @@ from typing import Any
 import datasets
 from transformers import PreTrainedTokenizerBase
 
+from lit_tune.data.file_tables import quiet_datasets
 from lit_tune.errors import StorageError
 
 ENCODING_VERSION = 1
@@ -81,8 +82,9 @@ def save(folder: Path, splits: dict[str, datasets.Dataset], notes: dict[str, Any
             fix="data.cache_dir: a folder you can write to, or set LIT_TUNE_CACHE",
         ) from e
     try:
-        for name, rows in splits.items():
-            rows.save_to_disk(str(temporary / name))
+        with quiet_datasets():
+            for name, rows in splits.items():
+                rows.save_to_disk(str(temporary / name))
         (temporary / "meta.json").write_text(json.dumps({**notes, "splits": list(splits)}, indent=1), "utf-8")
         temporary.rename(folder)
     except OSError as e:

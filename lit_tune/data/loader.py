@@ -1,7 +1,7 @@
 """From row numbers to batches: the only loaders lit-tune uses.
 
-They wrap a ``DataLoader`` instead of subclassing it, because Lightning rebuilds what is a ``DataLoader`` (prediction wraps
-its batch sampler, distributed runs replace it) and leaves any other iterable alone.
+They wrap a ``DataLoader`` instead of subclassing it, because Lightning rebuilds what is a ``DataLoader`` (prediction
+wraps its batch sampler, distributed runs replace it) and leaves any other iterable alone.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]
 
 
 def collate(features: list[dict[str, Any]], ids: list[int], collator: Collator) -> dict[str, Any]:
-    """A batch with its bookkeeping: ``example_ids`` (row numbers) and ``is_filler`` (weighs nothing, is not decoded)."""
+    """A batch with its bookkeeping: ``example_ids``, and ``is_filler`` (weighs nothing, is not decoded)."""
     batch = collator(features)
     batch["example_ids"] = ids
     batch["is_filler"] = ids == [FILLER]
@@ -77,7 +77,7 @@ class BatchLoader:
         self._loader = DataLoader(
             EncodedRows(rows, collator),
             batch_sampler=batch_sampler,  # type: ignore[arg-type]  # torch asks for a Sampler, uses an iterable
-            collate_fn=identity,
+            collate_fn=identity,  # type: ignore[arg-type]  # the rows come as a batch, not as a list
             num_workers=num_workers,
             pin_memory=pin_memory,
             persistent_workers=persistent_workers and num_workers > 0,
@@ -94,8 +94,9 @@ class BatchLoader:
 class StreamBatches(IterableDataset):
     """Batches cut from a stream: windows of rows, shuffled in blocks, cut into micro-batches and ranks.
 
-    Every rank and worker reads the whole stream and keeps its own cuts, so a window holds the same rows on any number of
-    ranks and workers. The shuffle is pure in (seed, epoch, block): ``datasets``' buffer cannot be rebuilt at a position.
+    Every rank and worker reads the whole stream and keeps its own cuts, so a window holds the same rows on any number
+    of ranks and workers. The shuffle is pure in (seed, epoch, block): ``datasets``' buffer cannot be rebuilt at a
+    position.
 
     Args:
         rows: The raw stream.

@@ -1,7 +1,7 @@
 """Which rows form which optimizer step, and how a step is cut into micro-batches and ranks.
 
-The precondition of exactness: the rows of an optimizer step are a pure function of (seed, epoch, step, effective batch).
-Micro-batches and ranks are only cuts of that list, so 1x16, 4x4 and 2 ranks x 8 train on the same 16 rows.
+The precondition of exactness: the rows of an optimizer step are a pure function of (seed, epoch, step, effective
+batch). Micro-batches and ranks are only cuts of that list, so 1x16, 4x4 and 2 ranks x 8 train on the same 16 rows.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,8 @@ def epoch_order(num_rows: int, seed: int, epoch: int) -> torch.Tensor:
 def cut(window: Sequence[int], batch_size: int, num_ranks: int, rank: int) -> list[list[int]]:
     """One rank's micro-batches of a window.
 
-    A short remainder is spread over the ranks, so that no rank waits for another; a rank that gets nothing gets a filler.
+    A short remainder is spread over the ranks, so that no rank waits for another; a rank that gets nothing gets a
+    filler.
 
     >>> cut(range(8), batch_size=2, num_ranks=2, rank=1)
     [[2, 3], [6, 7]]

@@ -31,7 +31,9 @@ class TokenCounts:
         '100 rows, 2,000 tokens (mean 20.0, longest 40), tokenized; none longer than 512'
         """
         mean = self.num_tokens / max(1, self.num_rows)
-        text = f"{self.num_rows:,} rows, {self.num_tokens:,} tokens (mean {mean:.1f}, longest {self.longest:,}), {how}; "
+        text = (
+            f"{self.num_rows:,} rows, {self.num_tokens:,} tokens (mean {mean:.1f}, longest {self.longest:,}), {how}; "
+        )
         if not self.num_cut_rows:
             return text + f"none longer than {max_length}"
         share = self.num_cut_tokens / self.num_tokens

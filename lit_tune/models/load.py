@@ -66,7 +66,9 @@ def explain(error: BaseException, name: str, revision: str | None) -> ModelError
     parent = folder.parent if folder.parent.is_dir() else Path()
     close = nearest(folder.name, (p.name for p in parent.iterdir() if p.is_dir()))
     hint = f"{parent / close}, " if close else ""
-    return ModelError(f"there is no folder {name!r} and it is not a Hub id", where=KEY, fix=f"{hint}a folder or a Hub id")
+    return ModelError(
+        f"there is no folder {name!r} and it is not a Hub id", where=KEY, fix=f"{hint}a folder or a Hub id"
+    )
 
 
 def explain_folder(folder: Path, text: str) -> ModelError:
@@ -87,7 +89,9 @@ def explain_folder(folder: Path, text: str) -> ModelError:
         return ModelError(
             f"{folder} has no weights", where=KEY, fix="add model.safetensors, or model.from_scratch: true"
         )
-    return ModelError(f"{folder}: {text.strip().splitlines()[0][:300]}", where=KEY, fix="a folder that transformers loads")
+    return ModelError(
+        f"{folder}: {text.strip().splitlines()[0][:300]}", where=KEY, fix="a folder that transformers loads"
+    )
 
 
 def reads(path: Path) -> bool:
@@ -145,7 +149,9 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     except Exception as e:
         error = explain(e, name, revision)
         if Path(name).is_dir() and (Path(name) / "config.json").is_file():
-            error = ModelError(f"{name} has no usable tokenizer", where=KEY, fix="data.tokenizer: where its tokenizer is")
+            error = ModelError(
+                f"{name} has no usable tokenizer", where=KEY, fix="data.tokenizer: where its tokenizer is"
+            )
         raise error from e
 
 
@@ -162,7 +168,16 @@ def max_positions(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) 
     return min(limits) if limits else None
 
 
-ROBERTA_LIKE = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm", "longformer", "xmod", "mpnet")
+ROBERTA_LIKE = (
+    "roberta",
+    "xlm-roberta",
+    "camembert",
+    "xlm-roberta-xl",
+    "roberta-prelayernorm",
+    "longformer",
+    "xmod",
+    "mpnet",
+)
 
 
 @dataclass(frozen=True)
@@ -235,8 +250,8 @@ def build_model(
 def set_pad_token(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> str | None:
     """Give a decoder without a pad token one; returns the sentence to say, or None where there was one.
 
-    A classifier of the GPT-2 kind reads the last token that is not padding, found by ``config.pad_token_id``: so both sides
-    must agree. An existing token is taken (unk, else eos), because a new one would need a new embedding row.
+    A classifier of the GPT-2 kind reads the last token that is not padding, found by ``config.pad_token_id``: so both
+    sides must agree. An existing token is taken (unk, else eos), because a new one would need a new embedding row.
 
     Raises:
         ModelError: A tokenizer without any special token.
@@ -246,9 +261,11 @@ def set_pad_token(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) 
         token = tokenizer.unk_token if tokenizer.unk_token != tokenizer.eos_token else None
         token = token or tokenizer.eos_token
         if token is None:
-            raise ModelError("the tokenizer has no pad, unk or eos token", where="data.tokenizer", fix="add a pad token")
+            raise ModelError(
+                "the tokenizer has no pad, unk or eos token", where="data.tokenizer", fix="add a pad token"
+            )
         tokenizer.pad_token = token
-        said = f"pad token: this tokenizer has none, {token!r} (id {tokenizer.pad_token_id}) is used and saved with the model"
+        said = f"pad token: the tokenizer has none, {token!r} (id {tokenizer.pad_token_id}) is used and saved with it"
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = tokenizer.pad_token_id
     return said

@@ -32,7 +32,7 @@ def run_of_config(options: list[str]) -> str | None:
 
 
 def use_best_weights(run_dir: RunDir, module: FineTuneModule, datamodule: TokenizedDataModule) -> bool:
-    """Point module and datamodule at ``best/``; False where there is no run, so that the config's own model is measured.
+    """Point module and datamodule at ``best/``; False without a run: the config's own model is measured.
 
     Raises:
         StorageError: The run is there but was not finished.

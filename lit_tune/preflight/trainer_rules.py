@@ -34,11 +34,6 @@ REFUSED: dict[str, tuple[Callable[[Any], bool], str, str]] = {
         "data.limit_train: 64 for a small run",
     ),
     "trainer.barebones": (lambda v: v is True, "it switches checkpoints and logging off", "leave it out"),
-    "trainer.fast_dev_run": (
-        bool,
-        "it switches checkpoints off, so that a run ends without a model",
-        "trainer.max_steps: 2 and data.limit_train: 64 for a trial",
-    ),
     "trainer.val_check_interval": (
         lambda v: v is not None,
         "it counts micro-batches and lands inside accumulation windows",

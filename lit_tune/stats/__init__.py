@@ -1,0 +1,1 @@
+"""Pure functions and state machines on numbers."""

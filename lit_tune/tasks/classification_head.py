@@ -3,8 +3,6 @@
 from dataclasses import replace
 from typing import Any
 
-from transformers import PretrainedConfig
-
 from lit_tune.errors import ConfigError, ModelError
 from lit_tune.imports import import_class
 from lit_tune.tasks.base import Spec
@@ -15,7 +13,7 @@ REGRESSION = "regression"
 def build_own_loss(loss: str | dict[str, Any]) -> Any:
     """An instance of the user's loss class."""
     where = "task.init_args.loss"
-    settings = {"class_path": loss} if isinstance(loss, str) else loss
+    settings: dict[str, Any] = {"class_path": loss} if isinstance(loss, str) else loss
     if "class_path" not in settings:
         raise ConfigError("has no class_path", where=where, fix="{class_path: my_package.MyLoss, init_args: {...}}")
     cls = import_class(settings["class_path"], where=where, search=("torch.nn",))
@@ -28,7 +26,12 @@ def build_own_loss(loss: str | dict[str, Any]) -> Any:
         raise ConfigError(f"{settings['class_path']}: {e}", where=where, fix="arguments that the class takes") from e
 
 
-def keep_head(spec: Spec, config: PretrainedConfig) -> Spec:
+def head_labels(config: Any) -> list[str]:
+    """Label names of a model's config, in the order of their ids."""
+    return [config.id2label[i] for i in range(config.num_labels)]
+
+
+def keep_head(spec: Spec, config: Any) -> Spec:
     """Fit the labels to a head the model may already have.
 
     A config without ``id2label`` of its own (``LABEL_0`` ...) and without a classification architecture has no head.
@@ -43,13 +46,13 @@ def keep_head(spec: Spec, config: PretrainedConfig) -> Spec:
         if config.num_labels == 1:
             return spec
     elif config.num_labels > 1:
-        names = [config.id2label[i] for i in range(config.num_labels)]
+        names = head_labels(config)
         if sorted(names) == sorted(spec.label_names):
             return replace(spec, label_names=names)  # the same labels in the head's order
         if spec.label_names == [str(i) for i in range(len(names))]:
             generic = all(n == f"LABEL_{i}" for i, n in enumerate(names))
             return spec if generic else replace(spec, label_names=names)  # integers are ids into the head's names
-    have = "a number" if config.num_labels == 1 else ", ".join(config.id2label[i] for i in range(config.num_labels))[:120]
+    have = "a number" if config.num_labels == 1 else ", ".join(head_labels(config))[:120]
     raise ModelError(
         f"the model has a head for other labels ({have}) than the data "
         f"({', '.join(spec.label_names)[:120] or 'a number'})",

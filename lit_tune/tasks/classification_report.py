@@ -64,5 +64,7 @@ def confusion(matrix: torch.Tensor, names: list[str]) -> list[str]:
     width = max(6, *(len(n) for n in short), len(f"{int(matrix.max()):,}")) + 2
     lines = ["", "confusion matrix (rows: true, columns: predicted)"]
     lines.append(" " * width + "".join(f"{n:>{width}}" for n in short))
-    lines += [f"{n:<{width}}" + "".join(f"{int(v):>{width},}" for v in row) for n, row in zip(short, matrix, strict=True)]
+    lines += [
+        f"{n:<{width}}" + "".join(f"{int(v):>{width},}" for v in row) for n, row in zip(short, matrix, strict=True)
+    ]
     return lines

@@ -18,7 +18,7 @@ from lit_tune.data.sources import class_label_names
 from lit_tune.data.split import Split
 from lit_tune.errors import ConfigError, DataError
 from lit_tune.tasks.base import Batch, Collator, Features, Rows, Spec, Task
-from lit_tune.tasks.classification_head import build_own_loss, keep_head
+from lit_tune.tasks.classification_head import build_own_loss, head_labels, keep_head
 from lit_tune.tasks.classification_report import report_text
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
@@ -35,14 +35,16 @@ class SequenceClassification(Task):
         label_column: Column with the label: strings, ints, bools or integral floats (classes), lists of them
             (multi-label), other numbers (regression).
         problem_type: ``auto`` reads it off the labels. A value that the labels contradict is an error.
-        label_names: Class names in the order of their ids. Default: a ClassLabel's own order, integers by value, strings
-            sorted. Needed for streamed data without ClassLabel.
+        label_names: Class names in the order of their ids. Default: a ClassLabel's own order, integers by value,
+            strings sorted. Needed for streamed data without ClassLabel.
         threshold: Probability above which a label counts as predicted (multi-label only).
-        class_weights: Weight of each class in the loss (single-label): ``balanced`` (n / (C * count), as scikit-learn) or
-            one number per class in the order of ``label_names``.
-        pos_weight: Weight of the positive targets per class (multi-label): ``balanced`` (negatives / positives) or a list.
+        class_weights: Weight of each class in the loss (single-label): ``balanced`` (n / (C * count), as
+            scikit-learn) or one number per class in the order of ``label_names``.
+        pos_weight: Weight of the positive targets per class (multi-label): ``balanced`` (negatives / positives) or a
+            list.
         label_smoothing: Share of the target mass spread over all classes, in [0, 1).
-        focal_gamma: Focal loss (Lin et al. 2017, https://arxiv.org/abs/1708.02002): down-weights easy examples. None is off.
+        focal_gamma: Focal loss (Lin et al. 2017, https://arxiv.org/abs/1708.02002): down-weights easy examples. None
+            is off.
         loss: Own loss: a class path, or ``{class_path: ..., init_args: {...}}``, whose instance maps
             ``(logits, labels)`` to per-target losses. Replaces the built-in loss.
     """
@@ -143,6 +145,8 @@ class SequenceClassification(Task):
                     where=where + name,
                     fix="one number per class, in this order, or balanced",
                 )
+        if self.focal_gamma is not None and self.label_smoothing:
+            raise ConfigError("has no effect beside focal_gamma", where=where + "label_smoothing", fix="one of the two")
         if spec.problem_type == REGRESSION and (self.label_smoothing or self.focal_gamma is not None):
             name = "label_smoothing" if self.label_smoothing else "focal_gamma"
             raise ConfigError("has no effect on regression", where=where + name, fix="leave it out")
@@ -151,7 +155,7 @@ class SequenceClassification(Task):
         problem = model_config.problem_type or (self.problem_type if self.problem_type != "auto" else None)
         if problem == REGRESSION or (problem is None and model_config.num_labels == 1):
             return Spec(REGRESSION)
-        return Spec(problem or SINGLE, [model_config.id2label[i] for i in range(model_config.num_labels)])
+        return Spec(problem or SINGLE, head_labels(model_config))
 
     def require(self, split: Split, labelled: bool) -> None:
         """Demand the columns."""
@@ -205,8 +209,16 @@ class SequenceClassification(Task):
         elif spec.problem_type == MULTI:
             counts = np.bincount([i for row in encoded for i in row], minlength=spec.num_labels).tolist()
         numbers = np.asarray(encoded) if spec.problem_type == REGRESSION else None
-        baseline = metrics.baseline_scores(spec.problem_type, counts, len(values), numbers)
-        plain = {k: float(v) for k, v in baseline.items() if v is not None and np.isfinite(v)}
+        baseline = metrics.baseline_scores(spec.problem_type, counts, len(values), numbers, label_names=None)
+        plain = {k: float(v) for k, v in baseline.items() if np.isfinite(v)}
+        if (
+            self.own_loss
+            or self.class_weights
+            or self.pos_weight
+            or self.label_smoothing
+            or self.focal_gamma is not None
+        ):
+            plain.pop("loss", None)  # it is that of the plain loss, on another scale
         return Spec(spec.problem_type, spec.label_names, counts, len(values), plain)
 
     # ---- rows to tensors ---------------------------------------------------------------------------------------------
@@ -246,7 +258,7 @@ class SequenceClassification(Task):
         return TextCollator(padding, kinds[spec.problem_type], spec.num_labels)
 
     def configure(self, model_config: PretrainedConfig, spec: Spec) -> None:
-        model_config.problem_type = spec.problem_type
+        model_config.problem_type = spec.problem_type  # type: ignore[assignment]
         names = spec.label_names or ["LABEL_0"]
         model_config.id2label = dict(enumerate(names))
         model_config.label2id = {name: i for i, name in enumerate(names)}

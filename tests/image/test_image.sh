@@ -107,7 +107,7 @@ if certificates and pathlib.Path(certificates).is_file():
     settings["cert"] = "/run/secrets/ca_bundle"
 for unwanted in ("cache-dir", "require-virtualenv", "user", "target", "prefix", "python"):
     settings.pop(unwanted, None)
-lines = [f"{key} =" + "".join(f"\n    {word}" for word in value.split()) for key, value in settings.items()]
+lines = [f"{key} = " + "\n    ".join(value.split()) for key, value in settings.items()]
 (scratch / "pip.conf").write_text("\n".join(["[global]", *lines, ""]))
 (scratch / "folders").write_text("".join(f"{folder}\n" for folder in sorted(folders)))
 PYTHON
@@ -181,7 +181,7 @@ says() {  # says EXPECTED COMMAND...: the command's output is exactly this
 
 entry_point() {
     case "$engine" in
-        buildah) buildah_ inspect --type image --format '{{with .OCIv1.Config}}{{.Entrypoint}} {{.User}}{{end}}' "$image" ;;
+        buildah) buildah_ inspect --format '{{.OCIv1.Config.Entrypoint}} {{.OCIv1.Config.User}}' "$image" ;;
         *) "$engine" image inspect --format '{{.Config.Entrypoint}} {{.Config.User}}' "$image" ;;
     esac
 }

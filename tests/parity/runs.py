@@ -15,7 +15,8 @@ from lit_tune.tasks.sequence_classification import SequenceClassification
 
 
 class Recorder(Callback):
-    """Gradients as the optimizer has used them (Lightning runs the closure inside its step), exact losses and norms, rows of each step, validation metrics."""
+    """Gradients as the optimizer has used them (Lightning runs the closure inside its step), exact losses and norms,
+    rows of each step, validation metrics."""
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
@@ -44,7 +45,9 @@ class Recorder(Callback):
 
     def on_validation_end(self, trainer, pl_module):
         if not trainer.sanity_checking:
-            self.val.append({k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(("val/", "probe/"))})
+            self.val.append(
+                {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(("val/", "probe/"))}
+            )
 
     def on_train_end(self, trainer, pl_module):
         self.weights = {k: v.clone() for k, v in pl_module.model.state_dict().items()}

@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
-from toy import toy_rows
 from parity.runs import NO_DROPOUT, build, fit
 from torch.nn.functional import cross_entropy
+from toy import toy_rows
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_scheduler
 
 from lit_tune.data.samplers import epoch_order
@@ -73,8 +73,8 @@ def test_50_losses_equal_a_plain_torch_loop(tiny_model_dir, rows):
 def test_50_losses_equal_hf_trainer_without_accumulation(tiny_model_dir, rows, tmp_path):
     from transformers import Trainer, TrainingArguments
 
-    content, path = rows
-    module, datamodule = build(tiny_model_dir, {"train": str(path), "val_fraction": 0, "train_batch_size": 16})
+    _, path = rows
+    _, datamodule = build(tiny_model_dir, {"train": str(path), "val_fraction": 0, "train_batch_size": 16})
     datamodule.prepare("fit")
     collate = datamodule.collator()
     order = [i for epoch in range(8) for i in epoch_order(ROWS, 42, epoch).tolist()]

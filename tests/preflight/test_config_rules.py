@@ -45,7 +45,6 @@ CONTRADICTIONS = [
     ({"trainer.use_distributed_sampler": True}, "trainer.use_distributed_sampler"),
     ({"trainer.overfit_batches": 2}, "trainer.overfit_batches"),
     ({"trainer.barebones": True}, "trainer.barebones"),
-    ({"trainer.fast_dev_run": True}, "trainer.fast_dev_run"),
     ({"trainer.val_check_interval": 100}, "trainer.val_check_interval"),
     ({"trainer.check_val_every_n_epoch": None}, "trainer.check_val_every_n_epoch"),
     ({"trainer.enable_checkpointing": False}, "trainer.enable_checkpointing"),
@@ -108,7 +107,10 @@ CONTRADICTIONS = [
         {"task.init_args.pos_weight": "balanced", "task.init_args.problem_type": "single_label_classification"},
         "task.init_args.pos_weight",
     ),
-    ({"task.init_args.pos_weight": "balanced", "task.init_args.class_weights": "balanced"}, "task.init_args.pos_weight"),
+    (
+        {"task.init_args.pos_weight": "balanced", "task.init_args.class_weights": "balanced"},
+        "task.init_args.pos_weight",
+    ),
     ({"task.init_args.focal_gamma": 2.0, "task.init_args.problem_type": "regression"}, "task.init_args.focal_gamma"),
     ({"task.init_args.label_names": ["a", "b", "a"]}, "task.init_args.label_names"),
     (
