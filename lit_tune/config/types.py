@@ -38,7 +38,10 @@ def choices(hint: Any) -> list[Any]:
     [16, 32, 'bf16']
     """
     values = [v for m in members(hint) if get_origin(m) is Literal for v in get_args(m)]
-    return list({str(v): v for v in reversed(values)}.values())[::-1]
+    first: dict[str, Any] = {}
+    for value in values:
+        first.setdefault(str(value), value)
+    return list(first.values())
 
 
 def classes(hint: Any) -> list[type]:
