@@ -58,9 +58,7 @@ def unknown_key(setting: Setting, keys: dict[str, Parameter]) -> ConfigError | N
     return ConfigError(
         f"no such key{did_you_mean}{where}",
         where=key,
-        fix=f"write {_as_written(guess, setting)}"
-        if guess
-        else f"remove it; `lit-tune fit --help {_topic(setting)}` lists the keys",
+        fix=f"write {_as_written(guess, setting)}" if guess else f"remove it; `{_help(setting)}` lists the keys",
     )
 
 
@@ -126,7 +124,12 @@ def out_of_range(
     kind = "a whole number" if isinstance(value, int) else "a number"
     setting = setting or Setting(key, value, "a default")
     fix = _fix_value(setting, parameter or Parameter(key, Any, None, ""))
-    return ConfigError(f"expected {kind} {RANGES[key]}, got {value:g}{_where(setting)}", where=key, fix=fix)
+    given = value if isinstance(value, int) else f"{value:g}"
+    return ConfigError(
+        f"expected {kind} {RANGES[key]}, got {given}{_where(setting)}",
+        where=key,
+        fix=fix,
+    )
 
 
 def missing_keys(given: list[Setting], keys: dict[str, Parameter]) -> list[ConfigError]:
@@ -150,7 +153,7 @@ def class_given(value: Any) -> str | None:
 
 def whole_config(message: str) -> ConfigError:
     """What jsonargparse says of a config whose settings are all right one by one."""
-    return ConfigError(_essence(message), where="config", fix="see `lit-tune fit --help`")
+    return ConfigError(_essence(message) or _cut(message), where="config", fix="see `lit-tune fit --help`")
 
 
 def _wrong_task(setting: Setting) -> ConfigError:
@@ -185,10 +188,16 @@ def _wrong_class(setting: Setting, parameter: Parameter, message: str) -> Config
             where=setting.key,
             fix=f"write {guess}" if guess else f"give the full path of a {kind}, as package.module.ClassName",
         )
+    said = _essence(message)
+    if not names or said is None:
+        example = f"{bases[0].__name__} or its subclass".replace("Callback or its subclass", "EarlyStopping")
+        return ConfigError(
+            f"expected {words(parameter.hint)}, got {_shown(setting.value)}{_where(setting)}",
+            where=setting.key,
+            fix=f"{{class_path: {example}, init_args: {{...}}}}, or leave {setting.key} out",
+        )
     shown = ", ".join(names) if names and names_class else kind
-    return ConfigError(
-        f"{_essence(message)}{_where(setting)}", where=setting.key, fix=f"give the arguments that {shown} documents"
-    )
+    return ConfigError(f"{said}{_where(setting)}", where=setting.key, fix=f"give the arguments that {shown} documents")
 
 
 def _not_allowed(setting: Setting, name: str) -> ConfigError:
@@ -199,8 +208,8 @@ def _not_allowed(setting: Setting, name: str) -> ConfigError:
     )
 
 
-def _essence(message: str) -> str:
-    """The innermost "which argument, what was expected" of a nested jsonargparse message."""
+def _essence(message: str) -> str | None:
+    """The innermost "which argument, what was expected" of a nested jsonargparse message, where it says so."""
     inner = re.findall(r'Parser key "([^"]+)":\s*\n?\s*(Expected[^\n]*|Does not validate[^\n]*)', message)
     option = re.search(r"(?:Option|option) '([^']+)' is not accepted|does not accept option '([^']+)'", message)
     required = re.search(r'Key "([^"]+)" is required', message)
@@ -211,8 +220,13 @@ def _essence(message: str) -> str:
     elif len(inner) > 0 and "Expected" in inner[-1][1]:
         text = f"{inner[-1][0]}: {inner[-1][1][0].lower()}{inner[-1][1][1:]}".replace(". Got value:", ", got")
     else:
-        text = " ".join(message.split())
-    text = re.sub(r"<class '([\w.]+)'>", lambda m: m.group(1).rsplit(".", 1)[-1], text)
+        return None
+    return _cut(text)
+
+
+def _cut(text: str) -> str:
+    """On one line, without module paths, not longer than what one reads."""
+    text = re.sub(r"<class '([\w.]+)'>", lambda m: m.group(1).rsplit(".", 1)[-1], " ".join(text.split()))
     return text[:MAX_DETAIL_CHARACTERS].rstrip(". ")
 
 
@@ -228,8 +242,8 @@ def _where(setting: Setting) -> str:
     return f" ({setting.where})"
 
 
-def _topic(setting: Setting) -> str:
-    return setting.section if setting.section in section_names() else ""
+def _help(setting: Setting) -> str:
+    return f"lit-tune fit --help {setting.section}" if setting.section in section_names() else "lit-tune fit --help"
 
 
 def _as_written(key: str, setting: Setting) -> str:

@@ -35,11 +35,13 @@ def choices(hint: Any) -> list[Any]:
     """The values of a Literal, through unions, numbers and their spelling as text counted once.
 
     >>> choices(Literal[16, 32] | Literal["16", "bf16"] | None)
-    [16, 32, 'bf16']
+    ['16', 'bf16', 32]
     """
     values = [v for m in members(hint) if get_origin(m) is Literal for v in get_args(m)]
     first: dict[str, Any] = {}
-    for value in values:
+    for value in sorted(
+        values, key=lambda v: isinstance(v, int)
+    ):  # names first: of 16 and 16-mixed, the latter is modern
         first.setdefault(str(value), value)
     return list(first.values())
 
@@ -136,7 +138,8 @@ def _words_of_one(member: Any) -> str:
     if origin in (list, _ITERABLE):
         inner = words(args[0])
         plural = {"a whole number": "whole numbers", "a number": "numbers", "a text": "texts"}
-        return f"a list of {plural.get(inner, inner)}"
+        classes_of = f"{inner[2:]}es" if inner.endswith(" class") else inner
+        return f"a list of {plural.get(inner, classes_of)}"
     if origin is tuple:
         return "[" + ", ".join(words(a) for a in args if a is not Ellipsis) + "]"
     plain = origin or member

@@ -138,6 +138,14 @@ def test_a_key_that_follows_another_one_names_it(errors_of):
             "trainer.callbacks.log_momentum: log_momentum: expected a bool, got maybe (command line)",
         ),
         (
+            ["--trainer.plugins=0"],
+            "trainer.plugins: 0 is not a Precision or ClusterEnvironment or CheckpointIO or LayerSync",
+        ),
+        (
+            ["--trainer.callbacks=[3]"],
+            "trainer.callbacks: [3] is not a Callback (command line)",
+        ),
+        (
             ["--trainer.strategy.class_path=DDPStrategyy"],
             "trainer.strategy.class_path: DDPStrategyy is not a Strategy; did you mean DDPStrategy? (command line)",
         ),
