@@ -105,9 +105,10 @@ def _run(verb: str, tokens: list[str]) -> None:
         allow_import(package)
     if shared.get("help"):
         from lit_tune.config.help import verb_help
+        from lit_tune.preflight.trainer_rules import NOT_OFFERED
 
         topic = next((t for t in tokens if not t.startswith("-")), None)
-        print(verb_help(verb, function, topic, shutil.get_terminal_size((100, 24)).columns), end="")
+        print(verb_help(verb, function, topic, shutil.get_terminal_size((100, 24)).columns, NOT_OFFERED), end="")
         return
     flags, options = take_flags(tokens, own)
     _refuse_flags_of_others(verb, options)

@@ -2,7 +2,7 @@
 
 import re
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from lit_tune.config.flags import option_of
@@ -26,7 +26,9 @@ COMMON_FLAGS: list[tuple[str, str]] = [
 ]
 
 
-def verb_help(verb: str, function: Callable[..., Any], topic: str | None, width: int) -> str:
+def verb_help(
+    verb: str, function: Callable[..., Any], topic: str | None, width: int, hidden: Collection[str] = ()
+) -> str:
     """The help of a verb.
 
     Args:
@@ -34,13 +36,14 @@ def verb_help(verb: str, function: Callable[..., Any], topic: str | None, width:
         function: Its function.
         topic: A section, or None for everything.
         width: Columns of the terminal.
+        hidden: Dotted keys to leave out: those that a config may not set.
 
     Raises:
         ConfigError: No such section.
     """
     width = max(MIN_WIDTH, min(width, MAX_WIDTH))
     if topic is not None:
-        return _section_help(topic, width)
+        return _section_help(topic, width, hidden) + "\n"
     flags = [p for p in parameters_of(function) if p.name != "options"]
     takes_config = any(p.name == "options" for p in parameters_of(function))
     title = summary_of(function)
@@ -53,7 +56,7 @@ def verb_help(verb: str, function: Callable[..., Any], topic: str | None, width:
     if takes_config:
         blocks.append(textwrap.fill(KEYS_OF_A_CONFIG, width))
         blocks.append(_table([_row(p) for p in TOP_LEVEL], width))
-        blocks += [_section_help(name, width, brief=True) for name in section_names()]
+        blocks += [_section_help(name, width, hidden, brief=True) for name in section_names()]
     return "\n\n".join(blocks) + "\n"
 
 
@@ -67,7 +70,7 @@ def _usage(verb: str) -> str:
     return "\n".join(lines).replace(NO_BREAK, " ")
 
 
-def _section_help(name: str, width: int, brief: bool = False) -> str:
+def _section_help(name: str, width: int, hidden: Collection[str], brief: bool = False) -> str:
     if name == "task":
         return _task_help(width)
     section = next((s for s in SECTIONS if s.name == name), None)
@@ -78,7 +81,7 @@ def _section_help(name: str, width: int, brief: bool = False) -> str:
             where="--help",
             fix=f"--help {guess or section_names()[0]}",
         )
-    parameters = section.parameters()
+    parameters = [p for p in section.parameters() if f"{name}.{p.name}" not in hidden]
     heading = textwrap.fill(f"{name}: {section.title}", width)
     if name == "trainer" and brief:
         mine = [p for p in parameters if p.name in _TRAINER_HELP]

@@ -72,6 +72,9 @@ REFUSED: dict[str, tuple[Callable[[Any], bool], str, str]] = {
 }
 """Key -> (is this value refused, why, what to do instead)."""
 
+NOT_OFFERED = frozenset(REFUSED) - {"trainer.check_val_every_n_epoch", "trainer.logger", "trainer.strategy"}
+"""Refused whatever the value, but for the default; not worth a line of help."""
+
 
 def trainer_names(s: Situation) -> Iterator[LitTuneError]:
     """Names that Lightning would refuse late and with a wall of text."""

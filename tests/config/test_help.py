@@ -6,6 +6,7 @@ import pytest
 
 from lit_tune.__main__ import VERBS, main
 from lit_tune.config.sections import all_keys, section_names, tasks
+from lit_tune.preflight.trainer_rules import NOT_OFFERED
 
 
 @pytest.fixture
@@ -20,8 +21,9 @@ def help_of(capsys, monkeypatch):
 
 def test_the_help_of_fit_names_every_key(help_of):
     text = help_of("fit", "--help")
-    for key in all_keys(tasks()["SequenceClassification"]):
+    for key in all_keys(tasks()["SequenceClassification"]).keys() - NOT_OFFERED:
         assert re.search(rf"\b{key.rsplit('.', 1)[-1]}\b", text), key
+    assert "barebones" not in text
     for flag in ("--overwrite", "--verbose", "--print_config", "--allow-import", "--debug", "--config FILE"):
         assert flag in text
 
