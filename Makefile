@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 export TOKENIZERS_PARALLELISM := false
+# the models here are tiny: a second thread costs more than it gives, and much more on a busy machine
+export OMP_NUM_THREADS ?= 1
 
-.PHONY: help quickstart test lint typecheck test-slow bench clean image image-test
+.PHONY: help quickstart test lint typecheck test-slow clean image image-test
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -38,6 +40,12 @@ typecheck: $(VENV)/.installed-test  ## mypy
 
 test-slow: $(VENV)/.installed-test  ## the long matrices
 	$(BIN)/python -m pytest -q -m slow
+
+image:  ## build the container image with docker, podman or buildah
+	tests/image/test_image.sh build
+
+image-test:  ## build the image, run the quickstart in it (minutes; 7 GB of disk with buildah)
+	tests/image/test_image.sh
 
 clean:  ## remove the environment and all that was built
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -37,7 +37,7 @@ class PatientStopping(EarlyStopping):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say it once, with the numbers."""
         super().on_validation_end(trainer, pl_module)
-        if trainer.should_stop and self.stopped_epoch and not self.said:
+        if trainer.should_stop and self.wait_count >= self.patience and not self.said:
             self.said = True
             log.info(
                 "early stopping: %s did not improve on %.4f for %d validations, at step %d",

@@ -116,12 +116,12 @@ class RunRecord(Callback):
     def checkpoints(self, trainer: Any) -> list[dict[str, Any]]:
         """Each checkpoint kept: path, step, size, hash."""
         found = []
+        root = self.run_dir.path.resolve()  # the folder may be reached through a link, as /app/runs in the image
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, BestCheckpoint | LastCheckpoint):
                 role = "best" if isinstance(callback, BestCheckpoint) else "last"
                 for path in map(Path, callback.best_k_models):
-                    step = step_of(path)
-                    entry = {"role": role, "path": str(path.relative_to(self.run_dir.path.absolute())), "step": step}
+                    entry = {"role": role, "path": str(path.resolve().relative_to(root)), "step": step_of(path)}
                     found.append({**entry, "bytes": path.stat().st_size, "sha256": file_sha256(path)})
         return sorted(found, key=lambda c: (c["step"], c["role"]))
 
