@@ -255,10 +255,8 @@ def test_a_run_that_overfits_is_told_and_one_that_does_not_is_not(tmp_path):
     states = [x["overfit/state"] for x in lines(run / "metrics.jsonl") if "overfit/state" in x]
     assert states[-1] == verdict["state"]
 
-    rows = [
-        {"text": r["text"] + (" great" if i % 2 else " awful"), "label": str(i % 2)}
-        for i, r in enumerate(toy_rows(300))
-    ]
+    plain = [r["text"].replace("great", "rock").replace("awful", "mud") for r in toy_rows(300)]
+    rows = [{"text": t + (" great" if i % 2 else " awful"), "label": str(i % 2)} for i, t in enumerate(plain)]
     write_csv(tmp_path / "easy.csv", rows)
     run = tmp_path / "sound"
     more = ["--data.train", str(tmp_path / "easy.csv"), "--run_dir", str(run), "--optimizer.lr", "0.003"]

@@ -20,7 +20,13 @@ class PatientStopping(EarlyStopping):
     """
 
     def __init__(self, monitor: str | None, patience: int, min_delta: float) -> None:
-        super().__init__(monitor=monitor or "val/loss", patience=patience, min_delta=min_delta, verbose=False)
+        super().__init__(
+            monitor=monitor or "val/loss",
+            patience=patience,
+            min_delta=min_delta,
+            verbose=False,
+            check_on_train_epoch_end=False,  # after each validation, however they are spaced
+        )
         self.asked = monitor
         self.said = False
 
