@@ -11,7 +11,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback
 
 from lit_tune.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
-from lit_tune.console import log_to_file
+from lit_tune.console import configure_logging, log_to_file
 from lit_tune.errors import NumericsError
 from lit_tune.run_dir import MANIFEST_FORMAT, RunDir, environment
 
@@ -54,6 +54,8 @@ class RunRecord(Callback):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Python users come here first; the command line has claimed already."""
+        if not log.hasHandlers():  # a notebook or a script: it wants to see what happens too
+            configure_logging()
         if stage != "fit" or trainer.fast_dev_run:
             return
         self.claim()
