@@ -29,7 +29,7 @@ quickstart: $(VENV)/.installed  ## install, train on the embedded example, test 
 	$(BIN)/lit-tune test --config runs/quickstart/config.yaml
 
 test: $(VENV)/.installed-test lint typecheck  ## lint, types, architecture, doctests, all tests but the slow ones
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -n 2 -m "not slow"
 
 lint: $(VENV)/.installed-test  ## ruff
 	$(BIN)/ruff check .
