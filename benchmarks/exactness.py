@@ -9,10 +9,11 @@ batch x accumulation; the last column for the last step of an epoch of 21 rows. 
     norm(gradient the optimizer used - true gradient) / norm(true gradient), logged training loss
 
 where the truth is ``backward()`` of torch's own mean loss over the rows in one batch. The second table is the
-validation loss of 21 rows, which no batch size but 1 divides. Cells that are off are bold (or end in ``*``): a
-gradient by more than 1e-10, a loss by more than 1e-6 (HF Trainer sums what it logs in float32). "flags" are
-``loss_is_scaled_for_ga = False`` and ``average_tokens_across_devices=False``. Class weights and regression targets
-are exact in float32, to which lit-tune rounds them (1e-9 in the gradient otherwise). About a minute.
+validation loss of 21 rows. Cells that are off are bold (or end in ``*``): a gradient by more than 1e-10, a loss by
+more than 1e-6 (HF Trainer's training log and Lightning's ``self.log``, which lit-tune's validation losses pass
+through, are float32). "flags" are ``loss_is_scaled_for_ga = False`` and ``average_tokens_across_devices=False``.
+Class weights and regression targets are exact in float32, to which lit-tune rounds them (1e-9 in the gradient
+otherwise). About a minute.
 """
 
 import argparse
@@ -65,7 +66,7 @@ NOTES = (
     "runs too (1e-9 in the gradient otherwise, the same for every cut).",
 )
 """What the numbers come from; printed below them."""
-QUICK = ("4x4", "4x4, last 5 rows", "1", "16")
+QUICK = ("4x4", "4x4, last 5 rows", "4")
 Cell = dict[str, Any]
 
 
@@ -198,7 +199,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write all cells there")
     parser.add_argument("--markdown", action="store_true", help="tables as Markdown")
-    parser.add_argument("--quick", action="store_true", help="two problems, four columns, one rank")
+    parser.add_argument("--quick", action="store_true", help="two problems, three columns, one rank")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     quiet()

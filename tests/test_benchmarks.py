@@ -1,0 +1,127 @@
+"""The benchmarks run, their reference is right, and lit-tune's own cells stand within tolerance."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+BENCHMARKS = ROOT / "benchmarks"
+
+
+@pytest.fixture
+def exactness(monkeypatch):
+    """The script as a module, with its neighbours importable."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("exactness")
+
+
+def run(script: str, tmp_path: Path, *options: str) -> tuple[dict, str]:
+    """The JSON a script writes, and what it prints."""
+    report = tmp_path / "report.json"
+    ran = subprocess.run(
+        [sys.executable, str(BENCHMARKS / script), "--json", str(report), *options],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    return json.loads(report.read_text()), ran.stdout
+
+
+def check_lit_tune(cells: list[dict]) -> None:
+    ours = [c for c in cells if c["peer"].startswith("lit-tune")]
+    assert ours
+    for cell in ours:
+        assert cell.get("gradient_error", 0.0) <= 1e-10, cell
+        tolerance = 1e-10 if cell["stage"] == "train" else 1e-6  # what passes through Lightning's self.log is float32
+        assert cell["loss"] == pytest.approx(cell["true_loss"], rel=tolerance), cell
+
+
+def test_the_quick_table_finds_lit_tune_exact_and_a_mean_of_means_wrong(tmp_path):
+    report, printed = run("exactness.py", tmp_path, "--quick", "--markdown")
+    check_lit_tune(report["cells"])
+    assert sum(c["peer"].startswith("lit-tune") for c in report["cells"]) == 2 * 3
+    lightning = {
+        (c["problem"], c["column"]): c["gradient_right"]
+        for c in report["cells"]
+        if c["peer"].startswith("plain Lightning") and c["stage"] == "train"
+    }
+    assert lightning == {
+        ("single-label", "4x4"): True,  # four equal micro-batches: the mean of their means is the mean
+        ("single-label", "4x4, last 5 rows"): False,
+        ("class-weighted", "4x4"): False,
+        ("class-weighted", "4x4, last 5 rows"): False,
+    }
+    assert "| single-label   | truth" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.ddp
+def test_lit_tune_is_exact_in_every_cell_and_no_cell_is_missing(tmp_path):
+    report, _ = run("exactness.py", tmp_path)
+    assert report["not_run"] == ""
+    check_lit_tune(report["cells"])
+    peers, problems = 4, 4
+    assert len(report["cells"]) == peers * problems * (6 + 5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from Linux's /proc")
+def test_evaluation_keeps_little_more_than_the_scores_of_auroc(tmp_path):
+    report, printed = run("eval_memory.py", tmp_path, "--quick")
+    ours = next(line for line in report["lines"] if line["trainer"].startswith("lit-tune"))
+    added_rows = report["rows"][1] - report["rows"][0]
+    assert ours["kept_by_design"] == added_rows * (4 * report["classes"] + 4)
+    assert 0 < ours["many"] - ours["few"] < ours["kept_by_design"] + 4 * 2**20  # allocators, and a passing copy
+    assert "evaluate single-label" in printed
+
+
+def test_the_true_gradient_is_the_weighted_sum_of_the_rows_own_gradients(exactness, tmp_path):
+    from peers import flat_gradient
+    from problems import PROBLEMS
+
+    for problem in PROBLEMS:
+        folder = problem.save_model(tmp_path / problem.name)
+        truth = exactness.Truth(problem, folder, tmp_path)
+        rows = problem.rows(21)
+        step = truth.fit(rows, exactness.CUTS["4x4, last 5 rows"])
+        weights = [1.0] * 5
+        if problem.class_weights:
+            weights = [problem.class_weights[problem.names.index(r["label"])] for r in rows[16:]]
+        model = truth.model()
+        for weight, row in zip(weights, rows[16:], strict=True):
+            batch = truth.collate([row])
+            targets = batch.pop("labels")
+            loss = problem.mean_loss(model(**batch).logits, targets)  # of one row: its weight cancels
+            (loss * weight / sum(weights)).backward()
+        assert float((flat_gradient(model) - step.gradient).norm() / step.gradient.norm()) < 1e-12
+
+
+def test_cells_that_are_off_are_marked_and_missing_ones_say_so(exactness):
+    cell = {"gradient_error": 3.0, "loss": 4.2, "true_loss": 1.05}
+    right = {"gradient_error": 2e-16, "loss": 1.05, "true_loss": 1.05}
+    assert exactness.text(exactness.judge(cell), markdown=True) == "**3.000**, **4.2000**"
+    assert exactness.text(exactness.judge(cell), markdown=False) == "3.000*, 4.2000*"
+    assert exactness.text(exactness.judge(right), markdown=True) == "2e-16, 1.0500"
+    assert exactness.text(exactness.judge({"loss": 1.1, "true_loss": 1.05}), markdown=True) == "**1.1000**"
+    assert exactness.text(None, markdown=True) == "not run"
+
+
+def test_the_small_problems_hold_every_label_and_numbers_exact_in_float32(exactness):
+    from problems import PROBLEMS
+
+    for problem in PROBLEMS:
+        targets = problem.targets(problem.rows(16))
+        if problem.problem_type == "regression":
+            assert torch.equal(targets, targets.float().double())  # exact in float32, as the footnote says
+        else:
+            found = targets.unique().tolist() if targets.ndim == 1 else targets.any(0).nonzero()[:, 0].tolist()
+            assert found == [0, 1, 2]
