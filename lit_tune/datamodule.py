@@ -15,8 +15,8 @@ from lit_tune.data.raw_data import RawData
 from lit_tune.data.samplers import EvalBatchSampler, TrainBatchSampler
 from lit_tune.errors import ConfigError
 from lit_tune.models.text_reader import TextReader
-from lit_tune.preparation import Preparation, encode_batch
-from lit_tune.tasks.base import Collator, Features, Spec, Task
+from lit_tune.preparation import Preparation
+from lit_tune.tasks.base import Collator, Spec, Task
 
 
 class TokenizedDataModule(L.LightningDataModule):
@@ -57,6 +57,7 @@ class TokenizedDataModule(L.LightningDataModule):
         model_name_or_path: Set by ``model.model_name_or_path``.
         model_revision: Set by ``model.revision``.
         new_head: Set by ``model.new_head``.
+        from_scratch: Set by ``model.from_scratch``.
         config_overrides: Set by ``model.config_overrides``.
         probe_size: Set by ``overfit.probe_size``.
         default_seed: Set by ``seed_everything``.
@@ -97,6 +98,7 @@ class TokenizedDataModule(L.LightningDataModule):
         model_name_or_path: str | None = None,
         model_revision: str | None = None,
         new_head: bool = False,
+        from_scratch: bool = False,
         config_overrides: dict[str, Any] = {},  # noqa: B006
         probe_size: int = 1000,
         default_seed: int = 42,
@@ -106,10 +108,12 @@ class TokenizedDataModule(L.LightningDataModule):
             raise ConfigError("is missing", where="model.model_name_or_path", fix="a Hub id or a folder")
         self.task, self.dataset, self.streaming = task, dataset, streaming
         self.train_batch_size, self.eval_batch_size = train_batch_size, eval_batch_size
+        self.default_seed = default_seed
         self.seed = default_seed if seed is None else seed
         self.num_workers, self.pin_memory, self.persistent_workers = num_workers, pin_memory, persistent_workers
         self.padding_mode, self.pad_to_multiple_of, self.probe_size = padding, pad_to_multiple_of, probe_size
-        self.reader = TextReader(model_name_or_path, model_revision, tokenizer, max_length, dict(config_overrides))
+        num_texts, overrides = len(task.input_columns()), dict(config_overrides)
+        self.reader = TextReader(model_name_or_path, model_revision, tokenizer, max_length, overrides, num_texts)
         self.preparation = Preparation(
             task=task,
             raw=RawData(
@@ -127,7 +131,7 @@ class TokenizedDataModule(L.LightningDataModule):
             val_fraction=val_fraction,
             limits={"train": limit_train, "val": limit_val, "test": limit_test},
             seed=self.seed,
-            new_head=new_head,
+            new_head=new_head or from_scratch,  # a head of random weights has no labels to agree with
             num_workers=num_workers,
             cache_dir=Path(cache_dir) if cache_dir else cache.default_cache_dir(),
             stream_probe=probe_size,
@@ -176,7 +180,8 @@ class TokenizedDataModule(L.LightningDataModule):
 
     def use_model(self, name: str) -> None:
         """Read tokenizer and config of another model, as that of a finished run."""
-        self.reader = TextReader(name, max_length_given=self.reader.max_length_given)
+        given, num_texts = self.reader.max_length_given, self.reader.num_texts
+        self.reader = TextReader(name, max_length_given=given, num_texts=num_texts)
         self.preparation.reader, self.preparation.new_head = self.reader, False
 
     # ---- Lightning's hooks -------------------------------------------------------------------------------------------
@@ -208,7 +213,8 @@ class TokenizedDataModule(L.LightningDataModule):
         stream = self.preparation.stream
         if stream is not None:
             cuts = (self.train_batch_size, self.accumulate, self.num_ranks, self.rank)
-            batches = StreamBatches(stream.rows, self.encode_streamed, self.collator(), *cuts, self.seed)
+            encode = self.preparation.stream_encoder()
+            batches = StreamBatches(stream.read, encode, self.collator(), *cuts, self.seed)
             return StreamLoader(batches, self.num_workers, self.pins(), self.seed)
         return BatchLoader(
             self.encoded["train"],
@@ -271,11 +277,15 @@ class TokenizedDataModule(L.LightningDataModule):
         trainer = self.trainer
         assert trainer is not None
         limit = trainer.max_steps if trainer.max_steps and trainer.max_steps > 0 else None
-        if self.preparation.stream is not None or trainer.max_epochs is None or trainer.max_epochs < 0:
-            return limit
-        batches = len(self.train_sampler())
         part = trainer.limit_train_batches
-        batches = min(batches, part) if isinstance(part, int) else int(batches * (1.0 if part is None else part))
+        endless = trainer.max_epochs is None or trainer.max_epochs < 0
+        if endless or (self.preparation.stream is not None and not isinstance(part, int)):
+            return limit
+        if self.preparation.stream is not None:
+            batches = part  # at most: nobody knows how long the stream is
+        else:
+            batches = len(self.train_sampler())
+            batches = min(batches, part) if isinstance(part, int) else int(batches * (1.0 if part is None else part))
         steps = -(-batches // trainer.accumulate_grad_batches) * trainer.max_epochs
         return min(steps, limit) if limit else steps
 
@@ -284,19 +294,12 @@ class TokenizedDataModule(L.LightningDataModule):
         assert self.spec is not None
         padding = Padding(
             pad_token_id=self.tokenizer.pad_token_id,
-            side=self.tokenizer.padding_side,  # type: ignore[arg-type]
+            side=self.task.padding_side(self.tokenizer, self.reader.config),
             length=self.max_length if self.padding_mode == "max_length" else None,
             multiple_of=self.pad_to_multiple_of,
             pad_token_type_id=self.tokenizer.pad_token_type_id,
         )
         return self.task.collator(padding, self.spec)
-
-    def encode_streamed(self, rows: dict[str, list[Any]], position: int) -> Features:
-        """Encode rows of a stream; ``position`` is that of the first."""
-        assert self.spec is not None
-        features = encode_batch(rows, self.task, self.tokenizer, self.spec, self.max_length)
-        features.pop("num_tokens")
-        return features
 
     def eval_loader(self, rows: datasets.Dataset) -> BatchLoader:
         """Every row once, in order."""
@@ -316,4 +319,4 @@ class TokenizedDataModule(L.LightningDataModule):
     def pins(self) -> bool:
         """Whether batches go to page-locked memory."""
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return on_gpu if self.pin_memory is None else self.pin_memory
+        return on_gpu and self.pin_memory is not False  # without a GPU torch only warns that it pins nothing

@@ -11,12 +11,14 @@ import datasets
 
 from lit_tune.data import cache, checks, splits
 from lit_tune.data.file_tables import quiet_datasets
+from lit_tune.data.hub import content_fingerprint
 from lit_tune.data.raw_data import RawData
 from lit_tune.data.split import Split
 from lit_tune.data.truncation import TokenCounts, token_counts
-from lit_tune.errors import ConfigError, DataError
+from lit_tune.errors import ConfigError, DataError, StorageError
 from lit_tune.models.text_reader import TextReader
-from lit_tune.tasks.base import Features, Rows, Spec, Task
+from lit_tune.tasks.base import Spec, Task
+from lit_tune.tasks.encoding import StreamEncoder, class_labels, encode_batch
 
 log = logging.getLogger("lit_tune")
 
@@ -64,6 +66,8 @@ class Preparation:
         self.fingerprint: str | None = None
         self.unlabelled: set[str] = set()
         """Evaluated splits in which no row has a label."""
+        self.cuts_val = False
+        """Val is a part of train."""
         self.reused: set[str] = set()
         """Splits that came from the cache."""
 
@@ -74,6 +78,7 @@ class Preparation:
         if "train" in self.encoded:
             return
         train, val = self.load_train(), self.raw.load("val")
+        self.cuts_val = val is None and self.val_fraction > 0
         parts = (train.fingerprint, val.fingerprint if val else None, self.val_fraction, self.limits, self.new_head)
         self.fingerprint = self.key(*parts)
         if self.restore(self.fingerprint):
@@ -93,13 +98,15 @@ class Preparation:
             return
         train, val = self.load_train(streaming=True), self.raw.load("val")
         self.spec = self.task.inspect(train, self.reader.config, self.new_head)
-        splits_kept = {"probe": train.take(self.stream_probe)} | ({"val": self.limited(val)} if val else {})
-        parts = (train.fingerprint, val.fingerprint if val else None, self.limits, self.stream_probe)
-        self.fingerprint = self.key(*parts)
-        if not self.restore(self.fingerprint):
-            for split in splits_kept.values():
+        probe = train.take(max(1, self.stream_probe)).renamed("probe")
+        kept = ({"probe": probe} if self.stream_probe else {}) | ({"val": self.limited(val)} if val else {})
+        # the fingerprint of a stream is that of its beginning: the probe's own content decides what is cached of it
+        parts = (content_fingerprint(probe.rows), val.fingerprint if val else None, self.limits, sorted(kept))
+        self.fingerprint = self.key(train.fingerprint, *parts)
+        if kept and not self.restore(self.fingerprint):
+            for split in kept.values():
                 self.check(split)
-            self.encode(splits_kept, self.fingerprint)
+            self.encode(kept, self.fingerprint)
         self.stream = train
 
     def load_train(self, streaming: bool = False) -> Split:
@@ -130,7 +137,7 @@ class Preparation:
     @property
     def val_fraction_used(self) -> float | None:
         """``val_fraction`` where val was cut from train, else None."""
-        return None if self.stream is not None or self.raw.has("val") else self.val_fraction
+        return self.val_fraction if self.cuts_val else None
 
     def limited(self, split: Split) -> Split:
         """A seeded subset where ``limit_*`` asks for one."""
@@ -167,7 +174,7 @@ class Preparation:
         if self.spec is None:
             self.spec = self.task.spec_of_model(self.reader.config)
         split = self.limited(split)
-        labelled = name != "predict" and not self.task.is_unlabelled(split)
+        labelled = name == "val" or (name == "test" and not self.task.is_unlabelled(split, self.spec))
         if not labelled:
             self.unlabelled.add(name)
         key = self.key(split.fingerprint, self.limits.get(name), name)
@@ -198,20 +205,24 @@ class Preparation:
     def encode(self, raw: dict[str, Split], key: str) -> None:
         """Tokenize, count, store, and read back memory-mapped."""
         assert self.spec is not None
-        encoded = {name: self.encode_rows(split) for name, split in raw.items()}
-        self.counts.update({name: token_counts(rows, self.reader.max_length) for name, rows in encoded.items()})
-        notes = {
-            "spec": self.spec.to_dict(),
-            "counts": {name: vars(self.counts[name]) for name in raw},
-            "text_overlap": self.text_overlap,
-        }
-        cache.save(self.cache_dir / key, {n: rows.remove_columns("num_tokens") for n, rows in encoded.items()}, notes)
-        stored = cache.load(self.cache_dir / key)
-        assert stored is not None
+        folder = self.cache_dir / key
+        with cache.draft(folder) as temporary:
+            encoded = {name: self.encode_rows(split, temporary / f"{name}.arrow") for name, split in raw.items()}
+            self.counts.update({name: token_counts(rows, self.reader.max_length) for name, rows in encoded.items()})
+            notes = {
+                "spec": self.spec.to_dict(),
+                "counts": {name: vars(self.counts[name]) for name in raw},
+                "text_overlap": self.text_overlap,
+            }
+            kept = {name: rows.remove_columns("num_tokens") for name, rows in encoded.items()}
+            cache.save(folder, kept, notes, temporary)
+        stored = cache.load(folder)
+        if stored is None:
+            raise StorageError("tokenized data was gone as soon as it was written", where=str(folder), fix=cache.FIX)
         self.encoded.update(stored[0])
         self.say(raw, "tokenized")
 
-    def encode_rows(self, split: Split) -> datasets.Dataset:
+    def encode_rows(self, split: Split, path: Path) -> datasets.Dataset:
         """All rows of a split through ``Task.encode``."""
         reader = self.reader
         arguments = {
@@ -219,6 +230,7 @@ class Preparation:
             "tokenizer": reader.tokenizer,
             "spec": self.spec,
             "max_length": reader.max_length,
+            "class_labels": class_labels(split),
         }
         with nullcontext() if sys.stderr.isatty() else quiet_datasets():
             return split.rows.map(
@@ -226,10 +238,18 @@ class Preparation:
                 fn_kwargs=arguments,
                 batched=True,
                 remove_columns=split.rows.column_names,
-                num_proc=self.num_workers if self.num_workers > 1 else None,
+                num_proc=min(self.num_workers, len(split)) if self.num_workers > 1 else None,
                 load_from_cache_file=False,  # ours is keyed by content, datasets' by a pickle of the function
+                cache_file_name=str(path),  # datasets would write beside the source, which may be read-only
+                new_fingerprint=path.parent.name.strip("."),
                 desc=f"tokenizing {split.name}",
             )
+
+    def stream_encoder(self) -> StreamEncoder:
+        """What encodes rows of the stream."""
+        assert self.stream is not None
+        assert self.spec is not None
+        return StreamEncoder(self.stream, self.task, self.reader.tokenizer, self.spec, self.reader.max_length)
 
     def restore(self, key: str) -> bool:
         """Take splits from the cache; False where they are not there."""
@@ -250,8 +270,3 @@ class Preparation:
         """One line per split: rows, tokens, what was cut, and whether anything was tokenized."""
         for name in names:
             log.info("%-8s%s", name, self.counts[name].line(self.reader.max_length, how))
-
-
-def encode_batch(rows: Rows, task: Task, tokenizer: Any, spec: Spec, max_length: int) -> Features:
-    """A function of its own, so that worker processes can pickle it."""
-    return task.encode(rows, tokenizer, spec, max_length)

@@ -81,6 +81,7 @@ LINKS: tuple[tuple[str, str], ...] = (
     ("model.model_name_or_path", "data.model_name_or_path"),
     ("model.revision", "data.model_revision"),
     ("model.new_head", "data.new_head"),
+    ("model.from_scratch", "data.from_scratch"),
     ("model.config_overrides", "data.config_overrides"),
     ("overfit.probe_size", "data.probe_size"),
     ("seed_everything", "data.default_seed"),

@@ -128,6 +128,8 @@ def _explain_hub_error(error: Exception, dataset: str, name: str | None, revisio
     while (deeper := chain[-1].__cause__ or chain[-1].__context__) is not None and deeper not in chain:
         chain.append(deeper)
     where = "data.dataset"
+    if isinstance(error, IndexError) and os.path.isdir(dataset):  # datasets 5.2 saves no file then, and trips over it
+        return DataError("a split in it has no rows", where=dataset, fix="save it again without the empty split")
     said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     if any(isinstance(e, GatedRepoError) for e in chain) or "gated dataset" in said:
         page = f"https://huggingface.co/datasets/{dataset}"

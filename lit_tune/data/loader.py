@@ -4,6 +4,7 @@ They wrap a ``DataLoader`` instead of subclassing it, because Lightning rebuilds
 wraps its batch sampler, distributed runs replace it) and leaves any other iterable alone.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lit_tune.data.samplers import FILLER, EvalBatchSampler, TrainBatchSampler, cut
+from lit_tune.errors import LitTuneError
 
 Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]
 
@@ -50,6 +52,12 @@ def identity(batch: dict[str, Any]) -> dict[str, Any]:
     return batch
 
 
+def quiet_forks(num_workers: int) -> None:
+    """Tokenizers that ran on several threads write five lines to stderr for each process forked after."""
+    if num_workers:
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
 class BatchLoader:
     """Batches in the order of a batch sampler.
 
@@ -74,6 +82,7 @@ class BatchLoader:
         seed: int = 0,
     ) -> None:
         self.batch_sampler = batch_sampler
+        quiet_forks(num_workers)
         self._loader = DataLoader(
             EncodedRows(rows, collator),
             batch_sampler=batch_sampler,  # type: ignore[arg-type]  # torch asks for a Sampler, uses an iterable
@@ -99,8 +108,8 @@ class StreamBatches(IterableDataset):
     position.
 
     Args:
-        rows: The raw stream.
-        encode: Raw rows (column -> values) -> features (column -> values).
+        read: Gives the raw rows of the stream from its beginning.
+        encode: Raw rows (column -> values) and their positions in the stream -> features (column -> values).
         collator: Features -> tensors.
         batch_size: Rows per rank and micro-batch.
         accumulate: Micro-batches per optimizer step.
@@ -112,8 +121,8 @@ class StreamBatches(IterableDataset):
 
     def __init__(
         self,
-        rows: datasets.IterableDataset,
-        encode: Callable[[dict[str, list[Any]], int], dict[str, list[Any]]],
+        read: Callable[[], Iterator[dict[str, Any]]],
+        encode: Callable[[dict[str, list[Any]], list[int]], dict[str, list[Any]]],
         collator: Collator,
         batch_size: int,
         accumulate: int,
@@ -122,7 +131,7 @@ class StreamBatches(IterableDataset):
         seed: int,
         block_size: int = 10_000,
     ) -> None:
-        self.rows, self.encode, self.collator = rows, encode, collator
+        self.read, self.encode, self.collator = read, encode, collator
         self.batch_size, self.accumulate, self.num_ranks, self.rank = batch_size, accumulate, num_ranks, rank
         self.seed, self.block_size, self.epoch = seed, block_size, 0
 
@@ -147,7 +156,7 @@ class StreamBatches(IterableDataset):
         """Shuffled blocks of the stream."""
         block: list[tuple[int, dict[str, Any]]] = []
         number = 0
-        for item in enumerate(self.rows):
+        for item in enumerate(self.read()):
             block.append(item)
             if len(block) == self.block_size:
                 yield self.shuffled(block, number)
@@ -160,38 +169,47 @@ class StreamBatches(IterableDataset):
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) * 1_000_003 + number)
         return [block[i] for i in torch.randperm(len(block), generator=generator).tolist()]
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[dict[str, Any] | LitTuneError]:
         worker = torch.utils.data.get_worker_info()
         worker_id, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
         turn = 0
-        for window in self.windows():
-            for picks in cut(range(len(window)), self.batch_size, self.num_ranks, self.rank):
-                if turn % num_workers == worker_id:  # the loader takes one batch from each worker in turn
-                    yield self.batch(window, picks)
-                turn += 1
+        try:
+            for window in self.windows():
+                for picks in cut(range(len(window)), self.batch_size, self.num_ranks, self.rank):
+                    if turn % num_workers == worker_id:  # the loader takes one batch from each worker in turn
+                        yield self.batch(window, picks)
+                    turn += 1
+        except LitTuneError as error:
+            # raised by the loader, because torch would wrap what a worker raises in its traceback
+            yield getattr(error, "problems", [error])[0]
 
     def batch(self, window: list[tuple[int, dict[str, Any]]], picks: list[int]) -> dict[str, Any]:
         """Encode and collate the picked rows of a window."""
         chosen = [window[max(i, 0)] for i in picks]
-        raw = {name: [row[name] for _, row in chosen] for name in chosen[0][1]}
-        encoded = self.encode(raw, chosen[0][0])
+        columns = dict.fromkeys(name for _, row in chosen for name in row)
+        positions = [position for position, _ in chosen]
+        encoded = self.encode({name: [row.get(name) for _, row in chosen] for name in columns}, positions)
         features = [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
-        ids = [FILLER] if picks == [FILLER] else [position for position, _ in chosen]
-        return collate(features, ids, self.collator)
+        return collate(features, [FILLER] if picks == [FILLER] else positions, self.collator)
 
 
 class StreamLoader:
     """Batches of a stream; no length, so ``trainer.max_steps`` ends the run."""
 
     def __init__(self, batches: StreamBatches, num_workers: int = 0, pin_memory: bool = False, seed: int = 0) -> None:
-        self.sampler = batches
+        self.sampler = batches  # Lightning calls its set_epoch
+        quiet_forks(num_workers)
         self._loader = DataLoader(
             batches,
             batch_size=None,
+            collate_fn=identity,  # type: ignore[arg-type]
             num_workers=num_workers,
             pin_memory=pin_memory,
             generator=torch.Generator().manual_seed(seed),
         )
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        return iter(self._loader)
+        for batch in self._loader:
+            if isinstance(batch, LitTuneError):
+                raise batch
+            yield batch

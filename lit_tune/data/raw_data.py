@@ -1,10 +1,13 @@
 """Where the rows of a run come from: files or a data set, split by split."""
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 from lit_tune.data.sources import load_files, load_hub
 from lit_tune.data.split import Split
-from lit_tune.errors import DataError
+from lit_tune.data.stream_faults import explain_stream_fault
+from lit_tune.errors import DataError, LitTuneError
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class RawData:
         """
         paths = self.files.get(split)
         if paths is not None:
-            return load_files(
+            found = load_files(
                 split,
                 paths,
                 delimiter=self.delimiter,
@@ -50,9 +53,10 @@ class RawData:
                 streaming=streaming,
                 text_columns=self.text_columns,
             )
+            return replace(found, explain=self.explainer(found)) if streaming else found
         if self.dataset is None or split == "predict":
             return None
-        found = load_hub(
+        in_hub = load_hub(
             split,
             self.dataset,
             name=self.name,
@@ -60,9 +64,15 @@ class RawData:
             split_name=self.hub_splits.get(split),
             streaming=streaming,
         )
-        if found is None and split == "train":
+        if in_hub is None and split == "train":
             raise DataError("has no train split", where=self.dataset, fix="data.train_split: the split to train on")
-        return found
+        return in_hub
+
+    def explainer(self, stream: Split) -> Callable[[Exception], LitTuneError]:
+        """What names the place where a stream of files breaks off."""
+        paths = [path for path, _ in stream.files]
+        delimiter = self.delimiter or ("\t" if paths[0].lower().removesuffix(".gz").endswith(".tsv") else ",")
+        return partial(explain_stream_fault, paths=paths, delimiter=delimiter, encoding=self.encoding)
 
     def has(self, split: str) -> bool:
         """Whether the split exists by itself."""

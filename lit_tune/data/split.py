@@ -1,12 +1,18 @@
 """Split: raw rows, with a place for every row that a message can name."""
 
 import bisect
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import Any
 
 import datasets
 import numpy as np
+
+from lit_tune.errors import DataError, LitTuneError
+
+READ_ROWS = 100
+"""Rows that are read from a stream at once."""
 
 
 @dataclass
@@ -21,6 +27,7 @@ class Split:
         fingerprint: Hash of the content and of how it was read. Of streamed files: of names, sizes and first megabytes.
         source: What to call data without files, e.g. ``nyu-mll/glue/mrpc[train]``.
         origin: Of a selection: the number each row has in the whole split.
+        explain: Turns what reading a stream raises into an error that names the place.
     """
 
     rows: datasets.Dataset | datasets.IterableDataset
@@ -29,6 +36,7 @@ class Split:
     fingerprint: str
     source: str = ""
     origin: np.ndarray | None = None
+    explain: Callable[[Exception], LitTuneError] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)  # type: ignore[arg-type]
@@ -51,7 +59,22 @@ class Split:
     @property
     def column_names(self) -> list[str]:
         """Names of the columns."""
-        return list(self.rows.column_names or next(iter(self.rows), {}))
+        return list(self.rows.column_names or next(self.read(), {}))
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """All rows in order, in a worker process too: there ``datasets`` would hand each worker other files.
+
+        Raises:
+            LitTuneError: A stream that breaks off, with the place.
+        """
+        try:
+            for batch in self.rows.iter(batch_size=READ_ROWS):
+                for values in zip(*batch.values(), strict=True):
+                    yield dict(zip(batch, values, strict=True))
+        except Exception as error:
+            if self.explain is None or isinstance(error, LitTuneError):
+                raise
+            raise self.explain(error) from error
 
     def column(self, name: str) -> list[Any]:
         """All values of a column."""
@@ -69,10 +92,29 @@ class Split:
         return replace(self, name=name)
 
     def take(self, count: int) -> "Split":
-        """The first rows of a stream, kept in memory."""
-        first = self.rows.take(count)
-        rows = datasets.Dataset.from_list(list(first), features=self.rows.features)
-        return replace(self, rows=rows, name="probe")
+        """The first rows of a stream, kept in memory.
+
+        Raises:
+            DataError: There are none.
+        """
+        first = list(islice(self.read(), count))
+        if not first:
+            raise DataError("the stream has no rows", where=self.title, fix="data with rows")
+        return self.table(first, np.arange(len(first)))
+
+    def table(self, rows: list[dict[str, Any]], positions: np.ndarray) -> "Split":
+        """Rows read from a stream as a split of their own; messages still name their place in the file.
+
+        Args:
+            rows: Some rows.
+            positions: The number of each in the stream.
+        """
+        if self.rows.features:
+            return replace(self, rows=datasets.Dataset.from_list(rows, features=self.rows.features), origin=positions)
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        full = [{name: row.get(name) for name in columns} for row in rows]
+        # values of mixed types come back as they were, for the checks to judge
+        return replace(self, rows=datasets.Dataset.from_list(full, on_mixed_types="use_json"), origin=positions)
 
     def locate(self, i: int) -> str:
         """Where row ``i`` (from 0) stands: ``train.csv:17``, counting data rows from 1 without the header."""

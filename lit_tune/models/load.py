@@ -4,105 +4,28 @@ safetensors only and never remote code: a model repository is data, not a progra
 """
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-from safetensors import SafetensorError
+from huggingface_hub.errors import StrictDataclassError
+from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
 from lit_tune.errors import ConfigError, LitTuneError, ModelError, nearest
+from lit_tune.models.layers import head_parameter_names
+from lit_tune.models.load_errors import KEY, explain, first_line
 
 log = logging.getLogger("lit_tune")
 hf_logging.disable_progress_bar()
-KEY = "model.model_name_or_path"
 
 
 def quiet_transformers() -> None:
     """Errors only: what matters of its load report is said in one line of ours."""
     hf_logging.set_verbosity_error()
-
-
-def explain(error: BaseException, name: str, revision: str | None) -> ModelError:
-    """Turn what transformers raises into what is wrong and what to do."""
-    chain: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in chain:
-        chain.append(cause)
-        cause = cause.__cause__ or cause.__context__
-    text = " ".join(str(c) for c in chain)
-    folder = Path(name)
-    if any(isinstance(c, GatedRepoError) for c in chain):
-        return ModelError(
-            f"{name} is gated: its licence must be accepted first",
-            where=KEY,
-            fix=f"open https://huggingface.co/{name}, accept, then run `hf auth login`",
-        )
-    if any(isinstance(c, RevisionNotFoundError) for c in chain):
-        return ModelError(
-            f"{name} has no revision {revision!r}", where="model.revision", fix="an existing branch, tag or commit"
-        )
-    if "trust_remote_code" in text or "custom code" in text:
-        return ModelError(
-            f"{name} needs code from its repository, which lit-tune never runs",
-            where=KEY,
-            fix="a model whose architecture is part of transformers",
-        )
-    if folder.exists():
-        return explain_folder(folder, text)
-    if any(isinstance(c, RepositoryNotFoundError) for c in chain):
-        return ModelError(
-            f"no model {name!r} on the Hub (or it is private)", where=KEY, fix="check the spelling, or `hf auth login`"
-        )
-    if "connect" in text or "offline" in text.lower():
-        return ModelError(
-            f"{name} is not in the local cache and the Hub cannot be reached",
-            where=KEY,
-            fix="connect once to download it, or give a folder with the model's files",
-        )
-    parent = folder.parent if folder.parent.is_dir() else Path()
-    close = nearest(folder.name, (p.name for p in parent.iterdir() if p.is_dir()))
-    hint = f"{parent / close}, " if close else ""
-    return ModelError(
-        f"there is no folder {name!r} and it is not a Hub id", where=KEY, fix=f"{hint}a folder or a Hub id"
-    )
-
-
-def explain_folder(folder: Path, text: str) -> ModelError:
-    """Why a local folder does not load."""
-    files = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-    if "config.json" not in files:
-        return ModelError(f"{folder} has no config.json", where=KEY, fix="a folder written by save_pretrained")
-    broken = [p.name for p in folder.glob("*.safetensors") if not reads(p)]
-    if broken:
-        return ModelError(f"{folder / broken[0]} is damaged or cut short", where=KEY, fix="copy or download it again")
-    if any(f.endswith((".bin", ".pt", ".ckpt")) for f in files) and not any(f.endswith(".safetensors") for f in files):
-        return ModelError(
-            f"{folder} holds pickled weights only, which can run code when read",
-            where=KEY,
-            fix="load it once with transformers and save_pretrained(), which writes model.safetensors",
-        )
-    if not any(f.endswith(".safetensors") for f in files):
-        return ModelError(
-            f"{folder} has no weights", where=KEY, fix="add model.safetensors, or model.from_scratch: true"
-        )
-    return ModelError(
-        f"{folder}: {text.strip().splitlines()[0][:300]}", where=KEY, fix="a folder that transformers loads"
-    )
-
-
-def reads(path: Path) -> bool:
-    """Whether the header of a safetensors file agrees with its size."""
-    from safetensors import safe_open
-
-    try:
-        with safe_open(str(path), framework="pt"):
-            return True
-    except (SafetensorError, OSError):
-        return False
 
 
 def load_config(name: str, revision: str | None = None, overrides: dict[str, Any] | None = None) -> PretrainedConfig:
@@ -131,28 +54,44 @@ def load_config(name: str, revision: str | None = None, overrides: dict[str, Any
             raise ConfigError(
                 f"{type(config).__name__} has no field {key!r}",
                 where="model.config_overrides",
-                fix=f"{close}" if close else f"one of {', '.join(known[:12])} ...",
+                fix=f"model.config_overrides.{close}" if close else f"one of {', '.join(known[:12])} ...",
             )
-        setattr(config, key, value)
+        try:
+            setattr(config, key, value)
+        except (StrictDataclassError, ValueError, TypeError) as e:
+            raise ConfigError(
+                f"{type(config).__name__} does not take {value!r}: {first_line(str(e).splitlines()[-1])}",
+                where=f"model.config_overrides.{key}",
+                fix=f"a value like the model's own: {getattr(config, key)!r}",
+            ) from e
     return config
 
 
-def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str, revision: str | None = None, key: str = KEY) -> PreTrainedTokenizerBase:
     """The tokenizer of a model.
+
+    Args:
+        name: Hub id or folder.
+        revision: Branch, tag or commit.
+        key: Config key that holds the name.
 
     Raises:
         ModelError: There is none, or it cannot be read.
     """
     quiet_transformers()
     try:
-        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     except Exception as e:
-        error = explain(e, name, revision)
-        if Path(name).is_dir() and (Path(name) / "config.json").is_file():
+        error = explain(e, name, revision, key)
+        if Path(name).is_dir() and (key != KEY or (Path(name) / "config.json").is_file()):
             error = ModelError(
-                f"{name} has no usable tokenizer", where=KEY, fix="data.tokenizer: where its tokenizer is"
+                f"{name} has no usable tokenizer: {first_line(str(e))}", where=key, fix="data.tokenizer: where it is"
             )
         raise error from e
+    # where there are no files transformers 5 makes a tokenizer that knows its special tokens and no word
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise ModelError(f"{name} has no tokenizer", where=key, fix="data.tokenizer: where it is")
+    return tokenizer
 
 
 def max_positions(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -177,6 +116,13 @@ ROBERTA_LIKE = (
     "longformer",
     "xmod",
     "mpnet",
+    "data2vec-text",
+    "ibert",
+    "luke",
+    "lilt",
+    "markuplm",
+    "layoutlmv3",
+    "esm",
 )
 
 
@@ -209,16 +155,16 @@ def build_model(
         from_scratch: Random weights.
         dtype: ``float32``, ``bfloat16``, ``float16`` or ``auto`` (as stored).
         attn_implementation: Attention kernel.
-        new_head: A head of another size in the weights is replaced instead of refused.
+        new_head: The head in the weights is replaced by a random one, whatever its size.
 
     Raises:
         ModelError: Weights that cannot be read or do not fit, or an attention kernel the model lacks.
     """
     quiet_transformers()
     torch_dtype: Any = dtype if dtype == "auto" else getattr(torch, dtype)
-    options: dict[str, Any] = {"trust_remote_code": False}
-    if attn_implementation:
-        options["attn_implementation"] = attn_implementation
+    options = {"trust_remote_code": False} | (
+        {"attn_implementation": attn_implementation} if attn_implementation else {}
+    )
     try:
         if from_scratch:
             model = auto_class.from_config(config, dtype=None if dtype == "auto" else torch_dtype, **options)
@@ -229,7 +175,7 @@ def build_model(
             revision=revision,
             dtype=torch_dtype,
             use_safetensors=True,
-            ignore_mismatched_sizes=new_head,
+            ignore_mismatched_sizes=True,  # transformers would only say that there are some
             output_loading_info=True,
             **options,
         )
@@ -243,8 +189,58 @@ def build_model(
         raise explain(e, name, revision) from e
     except Exception as e:
         raise explain(e, name, revision) from e
-    mismatched = [entry[0] if isinstance(entry, tuple) else entry for entry in info["mismatched_keys"]]
-    return model, LoadReport(sorted({*info["missing_keys"], *mismatched}), sorted(info["unexpected_keys"]))
+    return model, check_loaded(model, info, new_head, name)
+
+
+def check_loaded(model: PreTrainedModel, info: dict[str, Any], new_head: bool, name: str) -> LoadReport:
+    """Refuse weights that do not fit, renew the head where that is wanted, and say which parameters are new."""
+    head = head_parameter_names(model)
+    refuse_other_shapes(info["mismatched_keys"], head if new_head else set(), head, name)
+    new = set(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
+    if new_head:
+        new |= renew_head(model, head)
+    return LoadReport(sorted(new), sorted(info["unexpected_keys"]))
+
+
+def refuse_other_shapes(mismatched: Iterable[tuple[Any, ...]], allowed: set[str], head: set[str], name: str) -> None:
+    """Weights of another shape than the model's are an error, except those that are replaced anyway.
+
+    Args:
+        mismatched: (parameter, shape in the weights, shape in the model).
+        allowed: Parameters that may differ.
+        head: Parameters of the head.
+        name: Of the model, for messages.
+    """
+    wrong = sorted((entry for entry in mismatched if entry[0] not in allowed), key=lambda entry: entry[0])
+    if not wrong:
+        return
+    key, stored, wanted = wrong[0]
+    more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+    of_head = all(entry[0] in head for entry in wrong)
+    raise ModelError(
+        f"{key} is {tuple(stored)} in the weights of {name} and {tuple(wanted)} in the model{more}",
+        where="model.new_head" if of_head else "model.config_overrides",
+        fix="model.new_head: true replaces the head" if of_head else "leave the sizes, or model.from_scratch: true",
+    )
+
+
+def renew_head(model: PreTrainedModel, head: set[str]) -> set[str]:
+    """Give the head random weights as its architecture initialises them; returns the names of its parameters.
+
+    transformers keeps a trained head of the same size: labels of another meaning would start from its guesses.
+    """
+
+    def visit(path: str, module: nn.Module) -> None:
+        for child_name, child in module.named_children():
+            visit(f"{path}.{child_name}" if path else child_name, child)
+        names = [f"{path}.{n}" if path else n for n, _ in module.named_parameters()]
+        if names and head.issuperset(names):
+            for parameter in module.parameters():
+                parameter._is_hf_initialized = False  # type: ignore[attr-defined]  # else initialisers pass it by
+            model._init_weights(module)
+
+    visit("", model)
+    return head
 
 
 def set_pad_token(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> str | None:

@@ -25,6 +25,7 @@ class TextReader:
         tokenizer_name: Where another tokenizer is; default: the model's own.
         max_length_given: ``data.max_length``.
         config_overrides: ``model.config_overrides``: they may change how many tokens the model takes.
+        num_texts: Texts that are read together, each of which wants a token at least.
     """
 
     model_name: str
@@ -32,6 +33,7 @@ class TextReader:
     tokenizer_name: str | None = None
     max_length_given: int | None = None
     config_overrides: dict[str, Any] = field(default_factory=dict)
+    num_texts: int = 1
 
     @cached_property
     def config(self) -> PretrainedConfig:
@@ -46,7 +48,7 @@ class TextReader:
             ConfigError: It has tokens that the model does not embed.
         """
         if self.tokenizer_name:
-            tokenizer = load_tokenizer(self.tokenizer_name)
+            tokenizer = load_tokenizer(self.tokenizer_name, key="data.tokenizer")
         else:
             tokenizer = load_tokenizer(self.model_name, self.revision)
         if said := set_pad_token(tokenizer, self.config):
@@ -65,7 +67,7 @@ class TextReader:
         """Tokens at which a text is cut.
 
         Raises:
-            ConfigError: More than the model has positions.
+            ConfigError: More than the model has positions, or so few that only special tokens fit.
         """
         limit = max_positions(self.config, self.tokenizer)
         if self.max_length_given is None:
@@ -75,5 +77,12 @@ class TextReader:
                 f"{self.max_length_given} is more than the {limit} tokens this model can read",
                 where="data.max_length",
                 fix=f"data.max_length: {limit}",
+            )
+        least = self.tokenizer.num_special_tokens_to_add(pair=self.num_texts > 1) + min(self.num_texts, 2)
+        if self.max_length_given < least:
+            raise ConfigError(
+                f"{self.max_length_given} tokens leave no room for text beside the special ones",
+                where="data.max_length",
+                fix=f"data.max_length: {least} at the very least",
             )
         return self.max_length_given

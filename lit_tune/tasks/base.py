@@ -6,7 +6,7 @@ Shapes: B examples, T tokens, C classes.
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -103,7 +103,7 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def is_unlabelled(self, split: Split) -> bool:
+    def is_unlabelled(self, split: Split, spec: Spec) -> bool:
         """Whether no row of the split has a label (test splits of benchmarks)."""
 
     @abstractmethod
@@ -125,6 +125,12 @@ class Task(ABC):
     @abstractmethod
     def encode(self, rows: Rows, tokenizer: PreTrainedTokenizerBase, spec: Spec, max_length: int) -> Features:
         """Rows -> features as lists. Pure and batched, so that the result can be cached."""
+
+    def padding_side(
+        self, tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig
+    ) -> Literal["left", "right"]:
+        """Where rows are padded; default: as the tokenizer does."""
+        return "left" if tokenizer.padding_side == "left" else "right"
 
     @abstractmethod
     def collator(self, padding: Padding, spec: Spec) -> Collator:

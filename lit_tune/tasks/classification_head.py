@@ -1,4 +1,4 @@
-"""What a classifier may bring along: a head trained before, or a loss of the user's own."""
+"""What a classifier may bring along: a head trained before, a loss of the user's own, settings for its labels."""
 
 from dataclasses import replace
 from typing import Any
@@ -7,7 +7,8 @@ from lit_tune.errors import ConfigError, ModelError
 from lit_tune.imports import import_class
 from lit_tune.tasks.base import Spec
 
-REGRESSION = "regression"
+SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
+DEFAULT_THRESHOLD = 0.5
 
 
 def build_own_loss(loss: str | dict[str, Any]) -> Any:
@@ -59,3 +60,43 @@ def keep_head(spec: Spec, config: Any) -> Spec:
         where="model.new_head",
         fix="model.new_head: true replaces the head; or data with the model's labels",
     )
+
+
+def check_settings(
+    spec: Spec,
+    label_names: list[str] | None,
+    threshold: float,
+    weights: dict[str, str | list[float] | None],
+    shapes: dict[str, float | None],
+) -> None:
+    """Refuse settings that the problem would ignore, or that do not fit its number of classes.
+
+    Args:
+        spec: The problem, as the labels show it.
+        label_names: Given class names.
+        threshold: Of multi-label predictions.
+        weights: ``class_weights`` and ``pos_weight``.
+        shapes: ``label_smoothing`` and ``focal_gamma``, None where off.
+
+    Raises:
+        ConfigError: The first of them.
+    """
+    where = "task.init_args."
+    belongs_to = {"class_weights": SINGLE, "pos_weight": MULTI}
+    without_effect = [n for n, value in weights.items() if value is not None and spec.problem_type != belongs_to[n]]
+    if threshold != DEFAULT_THRESHOLD and spec.problem_type != MULTI:
+        without_effect.append("threshold")
+    if spec.problem_type == REGRESSION:
+        without_effect += [n for n, value in shapes.items() if value is not None]
+        without_effect += ["label_names"] if label_names else []
+    if without_effect:
+        raise ConfigError(f"has no effect on {spec.problem_type}", where=where + without_effect[0], fix="leave it out")
+    if shapes["focal_gamma"] is not None and shapes["label_smoothing"]:
+        raise ConfigError("has no effect beside focal_gamma", where=where + "label_smoothing", fix="one of the two")
+    for name, value in weights.items():
+        if isinstance(value, list) and len(value) != spec.num_labels:
+            raise ConfigError(
+                f"{len(value)} numbers for {spec.num_labels} classes ({', '.join(spec.label_names[:8])})",
+                where=where + name,
+                fix="one number per class, in this order, or balanced",
+            )

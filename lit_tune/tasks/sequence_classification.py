@@ -18,7 +18,7 @@ from lit_tune.data.sources import class_label_names
 from lit_tune.data.split import Split
 from lit_tune.errors import ConfigError, DataError
 from lit_tune.tasks.base import Batch, Collator, Features, Rows, Spec, Task
-from lit_tune.tasks.classification_head import build_own_loss, head_labels, keep_head
+from lit_tune.tasks.classification_head import build_own_loss, check_settings, head_labels, keep_head
 from lit_tune.tasks.classification_report import report_text
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
@@ -96,14 +96,22 @@ class SequenceClassification(Task):
         elif self.problem_type == REGRESSION:
             spec = Spec(REGRESSION)
         elif named:
-            spec = Spec(MULTI if self.problem_type == MULTI else SINGLE, list(named))
+            first = next(train.read(), {}).get(self.label_column)
+            is_multi = isinstance(first, list) if self.problem_type == "auto" else self.problem_type == MULTI
+            spec = Spec(MULTI if is_multi else SINGLE, list(named))
         else:
             raise ConfigError(
                 "a stream cannot be read to the end to find its labels",
                 where="task.init_args.label_names",
                 fix="list the class names, or problem_type: regression",
             )
-        self.check_settings(spec)
+        check_settings(
+            spec,
+            self.label_names,
+            self.threshold,
+            {"class_weights": self.class_weights, "pos_weight": self.pos_weight},
+            {"label_smoothing": self.label_smoothing or None, "focal_gamma": self.focal_gamma},
+        )
         return spec if new_head else keep_head(spec, model_config)
 
     def spec_of_values(self, values: list[Any], named: list[str] | None, train: Split) -> Spec:
@@ -128,28 +136,6 @@ class SequenceClassification(Task):
                 fix="data with at least two classes",
             )
         return Spec(found, names)
-
-    def check_settings(self, spec: Spec) -> None:
-        """Settings that this problem would ignore, or that do not fit its number of classes."""
-        where = "task.init_args."
-        only = {"class_weights": SINGLE, "pos_weight": MULTI}
-        for name, problem in only.items():
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if spec.problem_type != problem:
-                raise ConfigError(f"has no effect on {spec.problem_type}", where=where + name, fix="leave it out")
-            if value != "balanced" and len(value) != spec.num_labels:
-                raise ConfigError(
-                    f"{len(value)} numbers for {spec.num_labels} classes ({', '.join(spec.label_names[:8])})",
-                    where=where + name,
-                    fix="one number per class, in this order, or balanced",
-                )
-        if self.focal_gamma is not None and self.label_smoothing:
-            raise ConfigError("has no effect beside focal_gamma", where=where + "label_smoothing", fix="one of the two")
-        if spec.problem_type == REGRESSION and (self.label_smoothing or self.focal_gamma is not None):
-            name = "label_smoothing" if self.label_smoothing else "focal_gamma"
-            raise ConfigError("has no effect on regression", where=where + name, fix="leave it out")
 
     def spec_of_model(self, model_config: PretrainedConfig) -> Spec:
         problem = model_config.problem_type or (self.problem_type if self.problem_type != "auto" else None)
@@ -181,11 +167,18 @@ class SequenceClassification(Task):
         if spec.problem_type == REGRESSION:
             return labels.encode_numbers(values, locate)
         own_names = class_label_names(split, self.label_column) if split else None
+        if own_names == [str(i) for i in range(len(own_names or []))]:
+            own_names = None  # numbered, not named: ids like any integers
         encode = labels.encode_multi_labels if spec.problem_type == MULTI else labels.encode_class_labels
-        return encode(values, spec.label_names, locate, class_label_names=own_names)
+        known_from = "task.init_args.label_names" if self.label_names else "train"
+        return encode(values, spec.label_names, locate, known_from, class_label_names=own_names)
 
-    def is_unlabelled(self, split: Split) -> bool:
-        return self.label_column not in split.column_names or labels.is_unlabelled(split.column(self.label_column))
+    def is_unlabelled(self, split: Split, spec: Spec) -> bool:
+        if self.label_column not in split.column_names:
+            return True
+        values = split.column(self.label_column)
+        is_label = "-1" in spec.label_names and labels.canonical_name(values[0]) == "-1"  # of -1, 0, 1
+        return not is_label and labels.is_unlabelled(values)
 
     def without_labels(self, split: Split) -> Split:
         if self.label_column not in split.column_names:
@@ -252,6 +245,13 @@ class SequenceClassification(Task):
             encoded = self.encode_labels(rows[self.label_column], spec)
             features["labels"] = encoded.tolist() if isinstance(encoded, np.ndarray) else encoded
         return features
+
+    def padding_side(
+        self, tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig
+    ) -> Literal["left", "right"]:
+        # Positions are counted from the first column (GPT-2, BERT), so padding there would change the prediction, and
+        # heads find the last token that is not padding. XLNet's alone reads the last column.
+        return "left" if model_config.model_type == "xlnet" else "right"
 
     def collator(self, padding: Padding, spec: Spec) -> Collator:
         kinds: dict[str, Literal["class", "multi", "number"]] = {SINGLE: "class", MULTI: "multi", REGRESSION: "number"}
