@@ -100,6 +100,9 @@ class FineTuneModule(L.LightningModule):
             return
         assert self.spec is not None, "setup() reads the spec"
         config = self.build_config(self.spec)
+        if self._trainer is not None:
+            # a new head must not depend on whether the data came from the cache
+            torch.manual_seed(self.trainer.datamodule.default_seed)  # type: ignore[attr-defined]
         self.model, report = build_model(
             self.task.auto_class,
             self.model_name,
@@ -190,7 +193,8 @@ class FineTuneModule(L.LightningModule):
         log.debug("%s", self.model)
 
     def on_train_start(self) -> None:
-        """Scale of the losses, and empty windows."""
+        """Scale of the losses, empty windows, and dropout that differs between ranks."""
+        torch.manual_seed(self.trainer.datamodule.default_seed + self.trainer.global_rank)  # type: ignore[attr-defined]
         self._loss_scale = self.loss_scale()
         self.start_window()
 

@@ -62,7 +62,6 @@ def build(
     """A module and a datamodule from plain settings."""
     the_task = SequenceClassification(**(task or {}))
     settings = {"optimizer": {"lr": 1e-2}, "config_overrides": NO_DROPOUT} | (module or {})
-    torch.manual_seed(5)  # the new head
     datamodule = TokenizedDataModule(the_task, model_name_or_path=str(model_dir), **data)
     return FineTuneModule(str(model_dir), the_task, **settings), datamodule
 
