@@ -349,3 +349,62 @@ def test_two_processes_from_the_command_line_equal_one(files, tmp_path):
     a, b = ([line for line in lines(r / "metrics.jsonl") if "val/loss" in line][-1] for r in (one, two))
     assert a["val/loss"] == pytest.approx(b["val/loss"], rel=1e-4)
     assert a["val/accuracy"] == b["val/accuracy"]
+
+
+def test_a_folder_of_datasets_with_class_labels_and_an_unlabelled_test_split(files, tmp_path, capsys):
+    """The shape of GLUE: names in a ClassLabel, a validation split, a test split whose labels are all -1."""
+    import datasets
+
+    names = ["good", "bad", "fine"]  # not the alphabet's order
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)})
+
+    def split(count: int, seed: int, labelled: bool = True) -> datasets.Dataset:
+        rows = toy_rows(count, seed)
+        labels = [names.index(r["label"]) if labelled else -1 for r in rows]
+        return datasets.Dataset.from_dict({"text": [r["text"] for r in rows], "label": labels}, features=features)
+
+    saved = {"train": split(80, 1), "validation": split(30, 2), "test": split(10, 3, labelled=False)}
+    datasets.DatasetDict(saved).save_to_disk(str(tmp_path / "glue"))
+    run = tmp_path / "run"
+    base = ["--data.dataset", str(tmp_path / "glue"), "--model.model_name_or_path", str(files / "tiny")]
+    assert main(["fit", *base, "--run_dir", str(run), "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu"]) == 0
+    config = json.loads((run / "best" / "config.json").read_text())
+    assert config["id2label"] == {"0": "good", "1": "bad", "2": "fine"}
+    capsys.readouterr()
+    assert main(["test", "--config", str(run / "config.yaml")]) == 0
+    assert "no row has a label" in capsys.readouterr().err
+    assert not (run / "test_metrics.json").exists()
+
+
+def test_multi_label_and_regression_from_the_command_line(files, tmp_path):
+    rows = toy_rows(60, seed=6)
+    multi = tmp_path / "multi.jsonl"
+    multi.write_text("".join(json.dumps({"text": r["text"], "tags": r["text"].split()[:2:2]}) + "\n" for r in rows))
+    model = [
+        "--model.model_name_or_path",
+        str(files / "tiny"),
+        "--trainer.accelerator",
+        "cpu",
+        "--trainer.max_epochs",
+        "1",
+    ]
+    run = tmp_path / "multi"
+    command = ["--data.train", str(multi), "--task.init_args.label_column", "tags", "--run_dir", str(run)]
+    assert main(["fit", *command, *model]) == 0
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["spec"]["problem_type"] == "multi_label_classification"
+    assert manifest["monitor"] == "val/f1_micro"
+    run = tmp_path / "regression"
+    command = [
+        "--data.train",
+        str(files / "train.csv"),
+        "--task.init_args.label_column",
+        "score",
+        "--run_dir",
+        str(run),
+    ]
+    assert main(["fit", *command, *model]) == 0
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["spec"]["problem_type"] == "regression"
+    assert manifest["monitor"] == "val/r2"
+    assert json.loads((run / "best" / "config.json").read_text())["problem_type"] == "regression"
