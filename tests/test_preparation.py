@@ -2,16 +2,14 @@
 
 import collections
 import csv
-import json
 import logging
 import os
 from pathlib import Path
 
 import datasets
 import pytest
-import torch
-from toy import CLASSES, make_tiny_model, toy_rows, write_csv
-from transformers import AutoTokenizer, BertForSequenceClassification
+from toy import CLASSES, labelled, make_tiny_model, model_with_head, toy_rows, write_csv, write_jsonl
+from transformers import AutoTokenizer
 
 from lit_tune.datamodule import TokenizedDataModule
 from lit_tune.errors import ConfigError, DataError, LitTuneError, ModelError, StorageError
@@ -35,15 +33,6 @@ class Counting(SequenceClassification):
     def encode(self, *arguments):
         Counting.calls += 1
         return super().encode(*arguments)
-
-
-def write_jsonl(path, rows: list[dict]) -> str:
-    Path(path).write_text("".join(json.dumps(r) + "\n" for r in rows))
-    return str(path)
-
-
-def labelled(labels: list, start: int = 0) -> list[dict]:
-    return [{"text": r["text"], "label": v} for r, v in zip(toy_rows(len(labels), start), labels, strict=True)]
 
 
 def prepared(model: Path, verb: str = "fit", task: SequenceClassification | None = None, **data) -> TokenizedDataModule:
@@ -244,14 +233,6 @@ def test_class_labels_are_mapped_by_name_where_splits_order_them_differently(tin
     module = prepared(tiny_model_dir, dataset=path)
     assert module.spec.problem_type == PROBLEMS["multi"]
     assert module.encoded["val"]["labels"][:] == [[0, 2], [1]]
-
-
-def model_with_head(tiny_model_dir: Path, folder: Path, names: list[str]) -> Path:
-    labels = {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
-    torch.manual_seed(1)
-    BertForSequenceClassification.from_pretrained(tiny_model_dir, **labels).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(tiny_model_dir).save_pretrained(folder)
-    return folder
 
 
 def test_a_trained_head_keeps_its_order_for_names_and_for_numbered_class_labels(tiny_model_dir, tmp_path):

@@ -1,6 +1,7 @@
 """Tiny real objects for tests: rows made from a seed, a tokenizer made here, a two-layer random model. No network."""
 
 import csv
+import json
 import random
 from pathlib import Path
 
@@ -50,6 +51,17 @@ def write_csv(path: Path, rows: list[dict]) -> Path:
     return path
 
 
+def write_jsonl(path: Path, rows: list[dict]) -> str:
+    """Rows as json lines."""
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return str(path)
+
+
+def labelled(labels: list) -> list[dict]:
+    """A text for each label."""
+    return [{"text": r["text"], "label": v} for r, v in zip(toy_rows(len(labels)), labels, strict=True)]
+
+
 def make_tiny_model(folder: Path, dropout: float = 0.1, hidden: int = 16) -> Path:
     """Save the tiny model into a folder."""
     import torch
@@ -87,4 +99,16 @@ def make_tiny_model(folder: Path, dropout: float = 0.1, hidden: int = 16) -> Pat
         pad_token_id=0,
     )
     BertModel(config).save_pretrained(folder)
+    return folder
+
+
+def model_with_head(tiny_model_dir: Path, folder: Path, names: list[str]) -> Path:
+    """The tiny model with a random head for some labels, as a run would leave it in best/."""
+    import torch
+    from transformers import AutoTokenizer, BertForSequenceClassification
+
+    labels = {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
+    torch.manual_seed(1)
+    BertForSequenceClassification.from_pretrained(tiny_model_dir, **labels).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_model_dir).save_pretrained(folder)
     return folder
