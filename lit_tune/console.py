@@ -36,7 +36,8 @@ class ConsoleHandler(logging.Handler):
             text = self.format(record)
             style = "yellow" if record.levelno >= logging.WARNING else None
             prefix = "warning: " if record.levelno == logging.WARNING else ""
-            console.print(prefix + text, style=style, markup=False)
+            # on a terminal lines break between words; elsewhere a message stays one line
+            console.print(prefix + text, style=style, markup=False, soft_wrap=not console.is_terminal)
         except Exception:  # logging must never end a run
             self.handleError(record)
 

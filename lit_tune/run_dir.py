@@ -5,6 +5,7 @@ config.yaml manifest.json metrics.jsonl run.log tensorboard/ checkpoints/ best/ 
 
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import shutil
@@ -17,9 +18,7 @@ from lit_tune.errors import StorageError
 
 ARTEFACTS = (
     "config.yaml",
-    "manifest.json",
     "metrics.jsonl",
-    "metrics.csv",
     "run.log",
     "tensorboard",
     "csv",
@@ -28,6 +27,7 @@ ARTEFACTS = (
     "best",
     "predictions.jsonl",
     "test_metrics.json",
+    "manifest.json",  # last: as long as it is there, what remains is known to be ours
 )
 """All that lit-tune writes; ``--overwrite`` deletes these and nothing else."""
 
@@ -63,13 +63,24 @@ class RunDir:
         """Refuse a directory that holds anything, unless it may be overwritten.
 
         Raises:
-            StorageError: Non-empty, or not a directory.
+            StorageError: Non-empty, not a directory, or out of reach; or ``overwrite`` would delete what no run wrote.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise StorageError(f"{self.path} is a file", where="run_dir", fix="another run_dir")
-        if overwrite or not self.path.exists():
+        try:
+            if self.path.exists() and not self.path.is_dir():
+                raise StorageError(f"{self.path} is a file", where="run_dir", fix="another run_dir")
+            found = sorted(p.name for p in self.path.iterdir()) if self.path.exists() else []
+        except OSError as e:
+            raise StorageError(f"cannot read {self.path}: {e.strerror}", where="run_dir", fix="another run_dir") from e
+        foreign = [name for name in found if name in ARTEFACTS and name not in LOGGER_FOLDERS]
+        if overwrite:
+            if foreign and not self.manifest.is_file():
+                raise StorageError(
+                    f"{self.path} holds {', '.join(foreign[:4])}, and no manifest.json says that a run wrote it",
+                    where="--overwrite",
+                    fix="another run_dir, or delete it yourself",
+                )
             return
-        found = sorted(p.name for p in self.path.iterdir() if p.name not in LOGGER_FOLDERS)
+        found = [name for name in found if name not in LOGGER_FOLDERS]
         if not found:
             return
         manifest = self.read()
@@ -96,7 +107,7 @@ class RunDir:
                 if name in LOGGER_FOLDERS and not overwrite:
                     continue
                 target = self.path / name
-                if target.is_dir():
+                if target.is_dir() and not target.is_symlink():
                     shutil.rmtree(target)
                 else:
                     target.unlink(missing_ok=True)
@@ -133,7 +144,7 @@ class RunDir:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """JSON through a temporary file in the same folder and a rename.
+    """JSON through a temporary file in the same folder and a rename; numbers that are not finite become null.
 
     Raises:
         StorageError: It cannot be written.
@@ -142,7 +153,7 @@ def write_json(path: Path, value: Any) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("w", encoding="utf-8") as file:
-            json.dump(value, file, indent=2, ensure_ascii=False, allow_nan=False)
+            json.dump(finite(value), file, indent=2, ensure_ascii=False, allow_nan=False)
             file.write("\n")
             file.flush()
             os.fsync(file.fileno())
@@ -150,6 +161,19 @@ def write_json(path: Path, value: Any) -> None:
     except OSError as e:
         temporary.unlink(missing_ok=True)
         raise StorageError(f"cannot be written: {e.strerror}", where=str(path), fix="free some space") from e
+
+
+def finite(value: Any) -> Any:
+    """The same tree of plain types, without the numbers that JSON lacks.
+
+    >>> finite({"val/auroc": float("nan"), "steps": [1, 2.5]})
+    {'val/auroc': None, 'steps': [1, 2.5]}
+    """
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def environment() -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The ``checkpoint`` section: which Lightning checkpoints are kept, and which one is best."""
 
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -26,6 +27,7 @@ class BestCheckpoint(ModelCheckpoint):
             save_top_k=keep,
             auto_insert_metric_name=False,
             save_on_train_epoch_end=False,
+            enable_version_counter=False,
         )
         self.asked = monitor
 
@@ -67,13 +69,29 @@ class LastCheckpoint(ModelCheckpoint):
             auto_insert_metric_name=False,
             every_n_train_steps=every_n_steps,
             save_on_train_epoch_end=every_n_steps is None,
+            enable_version_counter=False,
         )
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save right after the optimizer step.
+
+        Lightning's own waits, at the last batch of an epoch, for a validation that may not come, and then saves in the
+        middle of the next accumulation window.
+        """
+        if self._every_n_train_steps and trainer.global_step % self._every_n_train_steps == 0:
+            self.save(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The end of the run is always kept."""
-        if self.save_top_k != 0 and self._last_global_step_saved != trainer.global_step and trainer.global_step > 0:
-            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+        self.save(trainer)
         super().on_train_end(trainer, pl_module)
+
+    def save(self, trainer: L.Trainer) -> None:
+        """Save, except where this step is saved already or nothing is to be written."""
+        if not self._should_skip_saving_checkpoint(trainer):
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
 
 
 def build_checkpoint_callbacks(

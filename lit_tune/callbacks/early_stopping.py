@@ -1,10 +1,12 @@
 """The ``early_stopping`` section."""
 
 import logging
+import math
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 
+from lit_tune.callbacks.checkpoints import BestCheckpoint
 from lit_tune.callbacks.monitor import mode_of, resolve_monitor
 
 log = logging.getLogger("lit_tune")
@@ -25,6 +27,7 @@ class PatientStopping(EarlyStopping):
             patience=patience,
             min_delta=min_delta,
             verbose=False,
+            check_finite=False,  # a metric undefined once (AUROC of a single class) is no improvement, nothing more
             check_on_train_epoch_end=False,  # after each validation, however they are spaced
         )
         self.asked = monitor
@@ -33,7 +36,9 @@ class PatientStopping(EarlyStopping):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Resolve the metric and its direction."""
         if stage == "fit":
-            self.monitor, higher = resolve_monitor(trainer, self.asked, "early_stopping.monitor")
+            best = [c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint) and c.asked == self.asked]
+            key = "checkpoint.monitor" if best else "early_stopping.monitor"  # by default it follows the former
+            self.monitor, higher = resolve_monitor(trainer, self.asked, key)
             self.mode = mode_of(higher)
             sign = 1 if higher else -1
             self.min_delta = sign * abs(self.min_delta)
@@ -45,19 +50,16 @@ class PatientStopping(EarlyStopping):
         super().on_validation_end(trainer, pl_module)
         if trainer.should_stop and self.wait_count >= self.patience and not self.said:
             self.said = True
-            log.info(
-                "early stopping: %s did not improve on %.4f for %d validations, at step %d",
-                self.monitor,
-                float(self.best_score),
-                self.wait_count,
-                trainer.global_step,
-            )
+            best = float(self.best_score)
+            reason = f"did not improve on {best:.4f}" if math.isfinite(best) else "was not a number"
+            count = f"{self.wait_count} validation" + ("s" if self.wait_count > 1 else "")
+            log.info("early stopping: %s %s for %s, at step %d", self.monitor, reason, count, trainer.global_step)
 
 
 def build_early_stopping(
     patience: int | None = None, min_delta: float = 0.0, monitor: str | None = None
 ) -> list[Callback]:
-    """Stop when the monitored metric no longer improves.
+    """Stop when the monitored metric no longer improves; an undefined value is no improvement.
 
     Args:
         patience: Validations without improvement after which training stops; None is off.

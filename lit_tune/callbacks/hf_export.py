@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import Callback
+from safetensors import SafetensorError
 
 from lit_tune.callbacks.checkpoints import BestCheckpoint
 from lit_tune.callbacks.model_card import model_card
@@ -41,8 +42,7 @@ class HFExport(Callback):
         if trainer.is_global_zero:
             target = self.record.run_dir.best
             logits = reference_logits(trainer, pl_module)
-            export(pl_module, trainer, target, model_card(trainer, pl_module, self.record, verdict))
-            verify(pl_module, trainer, target, logits)
+            export(pl_module, trainer, target, model_card(trainer, pl_module, self.record, verdict), logits)
             self.record.finish(trainer, {"exported": source, "verdict": verdict})
         trainer.strategy.barrier("export")
 
@@ -57,11 +57,11 @@ class HFExport(Callback):
         return Path(path).name
 
 
-def export(pl_module: Any, trainer: Any, target: Path, card: str) -> None:
-    """Write the folder beside its place, then rename.
+def export(pl_module: Any, trainer: Any, target: Path, card: str, expected: torch.Tensor | None) -> None:
+    """Write the folder beside its place, reload and compare it, then rename: a ``best/`` that is there is good.
 
     Raises:
-        StorageError: It cannot be written.
+        StorageError: It cannot be written, does not load, or gives other logits.
     """
     temporary = target.with_name(f".{target.name}.tmp")
     try:
@@ -69,10 +69,14 @@ def export(pl_module: Any, trainer: Any, target: Path, card: str) -> None:
         pl_module.model.save_pretrained(temporary)
         trainer.datamodule.tokenizer.save_pretrained(temporary)
         (temporary / "README.md").write_text(card, "utf-8")
+        verify(pl_module, trainer, temporary, expected)
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
-    except OSError as e:
-        raise StorageError(f"cannot write the export: {e.strerror}", where=str(target), fix="free some space") from e
+    except (OSError, SafetensorError) as e:  # safetensors reports a full disk as an error of its own
+        reason = getattr(e, "strerror", None) or str(e)
+        raise StorageError(f"cannot write the export: {reason}", where=str(target), fix="free some space") from e
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def first_batch(trainer: Any) -> dict[str, Any]:
@@ -103,13 +107,18 @@ def reference_logits(trainer: Any, pl_module: Any) -> torch.Tensor | None:
     return logits_of(pl_module.task, pl_module.model, first_batch(trainer), pl_module.device)
 
 
-def verify(pl_module: Any, trainer: Any, target: Path, expected: torch.Tensor | None) -> None:
+def verify(pl_module: Any, trainer: Any, folder: Path, expected: torch.Tensor | None) -> None:
     """Reload the export as anyone would and compare.
 
     Raises:
         StorageError: It does not load, or gives other logits.
     """
-    model = pl_module.task.auto_class.from_pretrained(target, dtype=pl_module.model.dtype, use_safetensors=True)
+    fix = "run fit again; if it stays so, this is a bug in lit-tune"
+    try:
+        model = pl_module.task.auto_class.from_pretrained(folder, dtype=pl_module.model.dtype, use_safetensors=True)
+    except Exception as e:  # each broken file has its own class of error
+        reason = f"{type(e).__name__}: {str(e).partition(chr(10))[0][:200]}"
+        raise StorageError(f"the export does not load: {reason}", where=str(folder.parent), fix=fix) from e
     if expected is None:
         return
     device = pl_module.device
@@ -118,7 +127,7 @@ def verify(pl_module: Any, trainer: Any, target: Path, expected: torch.Tensor | 
     if not difference <= TOLERANCE.get(logits.dtype, 1e-2):
         raise StorageError(
             f"the reloaded export gives other logits (relative difference {difference:.2e})",
-            where=str(target),
-            fix="run fit again; if it stays so, this is a bug in lit-tune",
+            where=str(folder.parent),
+            fix=fix,
         )
     log.debug("export verified: relative difference of one batch's logits %.1e", difference)

@@ -1,10 +1,10 @@
-"""metrics.jsonl: one JSON object per logged step, with step and epoch, flushed."""
+"""metrics.jsonl: one JSON object per logged step, with step and epoch, on the disk at once."""
 
 import json
 import math
 from argparse import Namespace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger
@@ -20,7 +20,6 @@ class JsonlLogger(Logger):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
-        self._file: IO[str] | None = None
 
     @property
     def name(self) -> str:
@@ -47,19 +46,10 @@ class JsonlLogger(Logger):
         """config.yaml holds them."""
 
     def write(self, line: dict[str, Any]) -> None:
-        """Append and flush: a run that dies keeps all lines."""
-        if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("a", encoding="utf-8")
-        self._file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
-        self._file.flush()
-
-    @rank_zero_only
-    def finalize(self, status: str) -> None:
-        """Close the file."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        """Append and close: a run that dies keeps all lines, and nothing stays open after the trainer is done."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def finite(value: Any) -> Any:

@@ -38,7 +38,7 @@ def build_loggers(
         raise ConfigError("'none' stands alone", where="logger", fix="logger: none, or leave it out of the list")
     loggers: list[Logger] = [JsonlLogger(run_dir / "metrics.jsonl")]
     if "tensorboard" in names:
-        loggers.append(TensorBoardLogger(run_dir, name="tensorboard", version=""))
+        loggers.append(TensorBoardLogger(run_dir, name="tensorboard", version="", default_hp_metric=False))
     if "csv" in names:
         loggers.append(CSVLogger(run_dir, name="csv", version=""))
     if "wandb" in names:
@@ -58,7 +58,6 @@ def build_wandb(
         ) from e
     from lightning.pytorch.loggers import WandbLogger
 
-    run_dir.mkdir(parents=True, exist_ok=True)
     return WandbLogger(
         save_dir=run_dir,
         project=project or "lit-tune",

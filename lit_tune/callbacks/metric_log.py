@@ -19,7 +19,7 @@ class MetricLog(Callback):
     | key | meaning |
     |---|---|
     | ``train/loss`` | exact mean over the steps since the last line: sum of losses / sum of denominators, all ranks |
-    | ``optim/lr``, ``optim/lr/<group>`` | learning rate, highest and by parameter group where they differ |
+    | ``optim/lr``, ``optim/lr/<group>`` | learning rate after this step, highest and by group where they differ |
     | ``optim/grad_norm`` | norm of the whole gradient before clipping |
     | ``val/*``, ``probe/*``, ``baseline/*`` | evaluation, the same on fixed rows of train, the majority class or mean |
     """
@@ -35,6 +35,7 @@ class MetricLog(Callback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """The baseline stands beside the result from the start."""
         self.sums, self.seen_step = None, trainer.global_step
+        self.total_steps = trainer.datamodule.total_steps()
         self.throughput.reset()
         baseline = {f"baseline/{k}": v for k, v in pl_module.spec.baseline.items()}
         if baseline:
@@ -50,20 +51,25 @@ class MetricLog(Callback):
         last = pl_module.last_step
         pair = torch.stack([last["loss_sum"], last["denominator"]])
         self.sums = pair if self.sums is None else self.sums + pair
-        if step % trainer.log_every_n_steps == 0 or step == 1:
+        if step % trainer.log_every_n_steps == 0 or step in (1, self.total_steps):
             loss_sum, denominator = self.sums.tolist()
             self.sums = None
             self.latest = {
                 "train/loss": loss_sum / denominator if denominator else math.nan,
                 "optim/grad_norm": float(last["grad_norm"]),
                 **learning_rates(trainer.optimizers[0]),
-                **self.throughput.read(trainer.world_size, pl_module.device),
+                **self.throughput.read(self.counts(trainer, pl_module.device), pl_module.device),
             }
             if pl_module.num_skipped_steps:
                 self.latest["optim/skipped_steps"] = float(pl_module.num_skipped_steps)
             norms = {f"grad_norm/{n}": float(v) for n, v in last.get("parameter_norms", {}).items()}
             self.fresh = True
             self.write(trainer, {**self.latest, **norms})
+
+    def counts(self, trainer: Any, device: torch.device) -> torch.Tensor:
+        """What all ranks have processed."""
+        counts = self.throughput.counts(device)
+        return counts if trainer.world_size == 1 else trainer.strategy.reduce(counts, reduce_op="sum")
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Validation does not count as training time."""
@@ -87,8 +93,11 @@ class MetricLog(Callback):
 
 def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
     """The highest rate, and each group's where they differ."""
-    rates = {str(g.get("name", i)): float(g["lr"]) for i, g in enumerate(optimizer.param_groups)}
-    named = {f"optim/lr/{name}": rate for name, rate in rates.items()} if len(set(rates.values())) > 1 else {}
+    groups = optimizer.param_groups
+    rates = {str(g.get("name", i)): float(g["lr"]) for i, g in enumerate(groups)}
+    # by the rates the schedule started from: at its end all may be 0, and a curve should not lose its last point
+    differ = len({float(g.get("initial_lr", g["lr"])) for g in groups}) > 1
+    named = {f"optim/lr/{name}": rate for name, rate in rates.items()} if differ else {}
     return {"optim/lr": max(rates.values()), **named}
 
 

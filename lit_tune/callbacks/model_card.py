@@ -18,13 +18,14 @@ def model_card(trainer: L.Trainer, pl_module: Any, record: RunRecord, verdict: d
     """Markdown with the Hub's YAML header."""
     data = trainer.datamodule  # type: ignore[attr-defined]
     spec = pl_module.spec
-    base = pl_module.model_name if not Path(pl_module.model_name).exists() else Path(pl_module.model_name).name
+    is_local = Path(pl_module.model_name).exists()
+    base = Path(pl_module.model_name).resolve().name if is_local else pl_module.model_name
     header: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "text-classification",
         "tags": ["lit-tune"],
     }
-    if base == pl_module.model_name:
+    if not is_local:
         header["base_model"] = base
     dataset = data.dataset if data.dataset and not Path(data.dataset).exists() else None
     if dataset:

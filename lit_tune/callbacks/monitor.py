@@ -26,6 +26,12 @@ def resolve_monitor(trainer: L.Trainer, monitor: str | None, where: str) -> tupl
     stage, _, name = monitor.partition("/")
     if stage == "val" and name in directions:
         return monitor, directions[name]
+    if name in directions:
+        raise ConfigError(
+            f"{monitor!r} is not a validation metric, and only those are measured on rows that are not trained on",
+            where=where,
+            fix=f"{where}: val/{name}",
+        )
     known = [f"val/{n}" for n in directions]
     totals = [n for n in known if n.count("/") == 1]
     close = nearest(monitor, known) or nearest(f"val/{monitor.rsplit('/', 1)[-1]}", known)

@@ -4,6 +4,7 @@ import csv
 import heapq
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from lightning.pytorch.callbacks import Callback
 
-from lit_tune.errors import ConfigError
+from lit_tune.errors import ConfigError, NumericsError, StorageError
 
 FORMATS = (".jsonl", ".csv", ".parquet")
 PARQUET_ROWS = 10_000
@@ -20,15 +21,32 @@ PARQUET_ROWS = 10_000
 
 
 def check_output(path: Path) -> None:
-    """Refuse a file type that is not written.
+    """Refuse a file that cannot be written, before anything is loaded.
 
     Raises:
         ConfigError: Not .jsonl, .csv or .parquet.
+        StorageError: A folder, or in a folder that cannot be written.
     """
     if path.suffix not in FORMATS:
         raise ConfigError(
             f"{path} has no known file type", where="--output", fix=f"a name that ends in {', '.join(FORMATS)}"
         )
+    if path.is_dir():
+        raise StorageError(f"{path} is a folder", where="--output", fix="the name of a file in it")
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe = path.with_name(f".{path.name}.probe")
+        probe.touch()
+        probe.unlink()
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """What the disk refuses becomes a :class:`StorageError`."""
+    try:
+        yield
+    except OSError as e:
+        raise StorageError(f"cannot be written: {e.strerror or e}", where=str(path), fix="another --output") from e
 
 
 class PredictionWriter(Callback):
@@ -51,8 +69,9 @@ class PredictionWriter(Callback):
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Open this rank's part."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._part = self.part(trainer.global_rank).open("w", encoding="utf-8")
+        with storage_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._part = self.part(trainer.global_rank).open("w", encoding="utf-8")
 
     def on_predict_batch_end(
         self,
@@ -63,9 +82,22 @@ class PredictionWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Append the batch."""
+        """Append the batch.
+
+        Raises:
+            NumericsError: The model's output is not a finite number.
+        """
         assert self._part is not None
-        self._part.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in outputs)
+        try:
+            lines = [json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in outputs]
+        except ValueError as e:
+            raise NumericsError(
+                f"the model gives NaN or infinity in a batch with row {outputs[0]['row']}",
+                where="model",
+                fix="check the weights; trainer.precision: 32-true if it is lower",
+            ) from e
+        with storage_errors(self.path):
+            self._part.writelines(lines)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Merge, rename into place, clean up."""
@@ -75,12 +107,27 @@ class PredictionWriter(Callback):
         trainer.strategy.barrier("predictions written")
         if trainer.is_global_zero:
             parts = [self.part(rank) for rank in range(trainer.world_size)]
-            temporary = self.path.with_name(f".{self.path.name}.tmp")
-            self.num_rows = write_records(merge(parts), temporary, self.path.suffix)
-            temporary.replace(self.path)
-            for part in parts:
-                part.unlink()
+            with storage_errors(self.path):
+                self.num_rows = write_records(merge(parts), self.temporary, self.path.suffix)
+                self.temporary.replace(self.path)
+                for part in parts:
+                    part.unlink()
         trainer.strategy.barrier("predictions merged")
+
+    @property
+    def temporary(self) -> Path:
+        """Where the parts are merged."""
+        return self.path.with_name(f".{self.path.name}.tmp")
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Leave no parts behind."""
+        if self._part is not None:
+            self._part.close()
+            self._part = None
+        with suppress(OSError):  # the first error is the one to tell
+            self.part(trainer.global_rank).unlink(missing_ok=True)
+            if trainer.is_global_zero:
+                self.temporary.unlink(missing_ok=True)
 
 
 def merge(parts: list[Path]) -> Iterator[dict[str, Any]]:
@@ -139,6 +186,12 @@ def write_csv(rows: Iterator[dict[str, Any]], path: Path) -> int:
     return count
 
 
+def parquet_schema(row: dict[str, Any]) -> pa.Schema:
+    """Types by what a record holds: inferred ones fail where all lists of the first row group are empty."""
+    types = {int: pa.int64(), float: pa.float64(), str: pa.string(), list: pa.list_(pa.string())}
+    return pa.schema([(name, types[type(value)]) for name, value in row.items()])
+
+
 def write_parquet(rows: Iterator[dict[str, Any]], path: Path) -> int:
     """Row groups of bounded size."""
     count = 0
@@ -147,9 +200,8 @@ def write_parquet(rows: Iterator[dict[str, Any]], path: Path) -> int:
 
     def flush() -> None:
         nonlocal writer
-        table = pa.Table.from_pylist(buffer, schema=writer.schema if writer else None)
-        writer = writer or pq.ParquetWriter(path, table.schema)
-        writer.write_table(table)
+        writer = writer or pq.ParquetWriter(path, parquet_schema(buffer[0] if buffer else {}))
+        writer.write_table(pa.Table.from_pylist(buffer, schema=writer.schema))
         buffer.clear()
 
     for row in rows:

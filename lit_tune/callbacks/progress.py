@@ -6,8 +6,10 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Column
 
+from lit_tune.callbacks.checkpoints import BestCheckpoint
 from lit_tune.callbacks.metric_log import MetricLog, epochs_done
 from lit_tune.console import console
 
@@ -27,8 +29,7 @@ class RunProgress(ProgressBar):
         self.enabled = True
         self.bar: Progress | None = None
         self.bar_task: Any = None
-        self.best: float | None = None
-        self.started = 0.0
+        self.started, self.first_step = 0.0, 0
 
     def disable(self) -> None:
         """Called by Lightning on ranks above zero."""
@@ -42,16 +43,19 @@ class RunProgress(ProgressBar):
         """Show a bar, on a terminal."""
         if not self.enabled or not console.is_terminal or self.bar is not None:
             return
+        fixed = Column(no_wrap=True)
+        of = "?" if total is None else f"{total:,}"
         columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.completed:.0f}/{task.fields[of]}"),
-            TextColumn("{task.fields[numbers]}"),
-            TimeRemainingColumn(),
-            TextColumn("left"),
+            TextColumn("{task.description}", table_column=fixed),
+            BarColumn(bar_width=16, table_column=Column(min_width=16)),
+            TextColumn(f"{{task.completed:>{len(of)},.0f}}/{of}", table_column=fixed),
+            TextColumn("{task.fields[left]:>9}", table_column=fixed),
+            # takes the width that is left, and gives its end away where that is too little
+            TextColumn("{task.fields[numbers]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
         )
-        self.bar = Progress(*columns, console=console, transient=True)
-        self.bar_task = self.bar.add_task(label, total=total, numbers="", of="?" if total is None else total)
+        self.started, self.first_step = time.perf_counter(), 0
+        self.bar = Progress(*columns, console=console, transient=True, expand=True)
+        self.bar_task = self.bar.add_task(label, total=total, numbers="", left="")
         self.bar.start()
 
     def close(self) -> None:
@@ -60,16 +64,18 @@ class RunProgress(ProgressBar):
             self.bar.stop()
             self.bar = None
 
-    def advance(self, completed: float, **fields: Any) -> None:
+    def advance(self, completed: int, **fields: Any) -> None:
         """Move the bar."""
         if self.bar is not None:
-            self.bar.update(self.bar_task, completed=completed, **fields)
+            total = self.bar.tasks[0].total
+            left = self.time_left(completed, None if total is None else int(total))
+            self.bar.update(self.bar_task, completed=completed, left=left, **fields)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Total steps are known here."""
-        self.started = time.perf_counter()
         self.total = trainer.datamodule.total_steps()  # type: ignore[attr-defined]
         self.open("step", self.total)
+        self.started, self.first_step = time.perf_counter(), trainer.global_step
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -79,29 +85,28 @@ class RunProgress(ProgressBar):
         if not latest:
             return
         if self.bar is not None:
-            self.advance(step, numbers=self.numbers(trainer, latest))
+            self.advance(step, numbers="  ".join(self.numbers(trainer, latest)))
         elif self.enabled and self.metric_log.fresh:
-            done = f"{step}/{self.total}" if self.total else str(step)
-            log.info("step %s  %s%s", done, self.numbers(trainer, latest), self.time_left(step))
+            done = f"step {step}/{self.total}" if self.total else f"step {step}"
+            parts = (done, f"epoch {epochs_done(trainer):.2f}", self.time_left(step, self.total))
+            numbers = (*self.numbers(trainer, latest), f"lr {latest['optim/lr']:.2e}")
+            log.info("  ".join(p for p in (*parts, *numbers) if p))
         self.metric_log.fresh = False
 
-    def numbers(self, trainer: L.Trainer, latest: dict[str, float]) -> str:
-        """The few numbers worth watching."""
-        parts = [f"epoch {epochs_done(trainer):.2f}", f"loss {latest['train/loss']:.4f}"]
-        parts.append(f"lr {latest['optim/lr']:.2e}")
-        parts.append(f"{latest['perf/examples_per_second']:.0f} examples/s")
-        checkpoint = trainer.checkpoint_callback
-        monitor = getattr(checkpoint, "monitor", None)
+    def numbers(self, trainer: L.Trainer, latest: dict[str, float]) -> list[str]:
+        """The few numbers worth watching, the most important first."""
+        parts = [f"loss {latest['train/loss']:.4f}"]
+        monitor = monitored(trainer)
         if monitor and monitor in trainer.callback_metrics:
             parts.append(f"{monitor} {float(trainer.callback_metrics[monitor]):.4f}")
-        return "  ".join(parts)
+        return [*parts, f"{latest['perf/examples_per_second']:,.0f} rows/s"]
 
-    def time_left(self, step: int) -> str:
-        """Estimate from the steps so far, validation included."""
-        if not self.total or step <= 0:
+    def time_left(self, done: int, total: int | None) -> str:
+        """Estimate from the steps since the start, validation included."""
+        taken = done - self.first_step
+        if not total or taken <= 0:
             return ""
-        seconds = (time.perf_counter() - self.started) / step * (self.total - step)
-        return f"  {clock(seconds)} left"
+        return f"{clock((time.perf_counter() - self.started) / taken * (total - done))} left"
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The run is over."""
@@ -111,14 +116,19 @@ class RunProgress(ProgressBar):
         """Leave the terminal whole."""
         self.close()
 
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The bar stands still, and says why."""
+        if self.bar is not None:
+            self.bar.update(self.bar_task, description="eval")
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """One line per validation."""
+        """One line per validation; the verdict below it compares train and val."""
+        if self.bar is not None:
+            self.bar.update(self.bar_task, description="step")
         if trainer.sanity_checking or not self.enabled:
             return
         metrics = trainer.callback_metrics
-        monitor = getattr(trainer.checkpoint_callback, "monitor", None)
-        names = ["val/loss"] + ([monitor] if monitor and monitor != "val/loss" else [])
-        names += [n.replace("val/", "probe/") for n in names]
+        names = dict.fromkeys(("val/loss", monitored(trainer), "probe/loss"))
         shown = "  ".join(f"{n} {float(metrics[n]):.4f}" for n in names if n in metrics)
         if shown:
             log.info("validation at step %d (epoch %.2f)  %s", trainer.global_step, epochs_done(trainer), shown)
@@ -162,6 +172,12 @@ class RunProgress(ProgressBar):
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take it away."""
         self.close()
+
+
+def monitored(trainer: L.Trainer) -> str | None:
+    """The metric that decides which checkpoint is best."""
+    found = (c.monitor for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint))
+    return next(found, None)
 
 
 def clock(seconds: float) -> str:

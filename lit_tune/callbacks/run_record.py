@@ -7,12 +7,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import yaml
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback
 
 from lit_tune.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from lit_tune.console import configure_logging, log_to_file
-from lit_tune.errors import NumericsError
+from lit_tune.errors import NumericsError, StorageError
 from lit_tune.run_dir import MANIFEST_FORMAT, RunDir, environment
 
 log = logging.getLogger("lit_tune")
@@ -35,7 +36,7 @@ class RunRecord(Callback):
         """Scalars of the validation whose weights are exported."""
         self.result: dict[str, Any] = {}
         self.baseline: dict[str, float] = {}
-        self.claimed = self.failed = False
+        self.claimed = self.failed = self.finished = False
         self._handler: logging.Handler | None = None
 
     @rank_zero_only
@@ -45,11 +46,11 @@ class RunRecord(Callback):
             return
         self.run_dir.claim(self.overwrite)
         self.claimed = True
-        self.run_dir.config.write_text(self.config_yaml, "utf-8")
         digest = hashlib.sha256(self.config_yaml.encode()).hexdigest()
         self.run_dir.write(
             {"format": MANIFEST_FORMAT, "status": "running", "trained": False, "config_sha256": digest, **environment()}
         )
+        self.run_dir.config.write_text(self.config_yaml, "utf-8")
         self._handler = log_to_file(self.run_dir.log)
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -79,9 +80,13 @@ class RunRecord(Callback):
         )
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Start the clock."""
+        """Start the clock; the loggers get the config."""
         self.started = time.perf_counter()
         self.baseline = dict(pl_module.spec.baseline)
+        if self.claimed:
+            config = flat(yaml.safe_load(self.config_yaml) or {})
+            for logger in trainer.loggers:
+                logger.log_hyperparams(config)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """From here on there is something to lose: the directory is not free any more."""
@@ -97,8 +102,8 @@ class RunRecord(Callback):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Gather the result; export comes after this and reads it."""
-        if trainer.global_step == 0:
-            raise NumericsError("no optimizer step was taken", where="trainer", fix="more rows, epochs or max_steps")
+        if trainer.fast_dev_run:
+            return
         best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), None)
         chosen = self.history[-1] if self.history else {}
         if best is not None and best.best_model_path:
@@ -114,6 +119,22 @@ class RunRecord(Callback):
             "best_metrics": plain(self.best),
             "skipped_steps": pl_module.num_skipped_steps,
         }
+
+        total = trainer.datamodule.total_steps()
+        if total and trainer.global_step < total and not trainer.should_stop:
+            log.warning(
+                "training ended at step %d of %d: the stream was read %d times. Fix: trainer.max_epochs: -1",
+                *(trainer.global_step, total, trainer.current_epoch),
+            )
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """A run that trained nothing has no result.
+
+        Raises:
+            NumericsError: No optimizer step was taken.
+        """
+        if trainer.global_step == 0:
+            raise NumericsError("no optimizer step was taken", where="trainer", fix="more rows, epochs or max_steps")
 
     def checkpoints(self, trainer: Any) -> list[dict[str, Any]]:
         """Each checkpoint kept: path, step, size, hash."""
@@ -134,6 +155,7 @@ class RunRecord(Callback):
             return
         self.result.update(extra)
         self.run_dir.update({"status": "complete", **self.result, "checkpoints": self.checkpoints(trainer)})
+        self.finished = True
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """The run has failed."""
@@ -142,10 +164,14 @@ class RunRecord(Callback):
     @rank_zero_only
     def fail(self, exception: BaseException) -> None:
         """Write down why."""
-        if self.claimed and not self.failed:
+        if self.claimed and not self.failed and not self.finished:
             self.failed = True
-            status = "interrupted" if isinstance(exception, KeyboardInterrupt) else "failed"
-            self.run_dir.update({"status": status, "error": f"{type(exception).__name__}: {exception}"[:2000]})
+            # Lightning's own answer to SIGTERM is a SystemExit
+            status = "interrupted" if isinstance(exception, KeyboardInterrupt | SystemExit) else "failed"
+            try:
+                self.run_dir.update({"status": status, "error": f"{type(exception).__name__}: {exception}"[:2000]})
+            except StorageError as e:  # the first error is the one to tell
+                log.warning("the manifest could not be written: %s", e)
         self.close()
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -167,6 +193,18 @@ def step_of(checkpoint: Path) -> int:
     120
     """
     return int(checkpoint.stem.rpartition("-")[2])
+
+
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys, as they are written on the command line.
+
+    >>> flat({"optimizer": {"lr": 2e-05, "init_args": {}}, "logger": ["csv"]})
+    {'optimizer.lr': 2e-05, 'optimizer.init_args': {}, 'logger': ['csv']}
+    """
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {f"{prefix}{name}": value}
+    return found
 
 
 def plain(values: dict[str, float]) -> dict[str, float | None]:

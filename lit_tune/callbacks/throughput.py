@@ -50,14 +50,25 @@ class Throughput:
         self.positions += mask.numel()
         self.tokens = self.tokens + mask.sum()
 
-    def read(self, num_ranks: int, device: torch.device) -> dict[str, float]:
-        """Rates since the last reading, and start again; one rank's share stands for all."""
+    def counts(self, device: torch.device) -> torch.Tensor:
+        """(3,) int64 since the last reading: examples, tokens, positions; to be summed over the ranks."""
+        known = torch.tensor([self.examples, 0, self.positions], dtype=torch.int64, device=device)
+        known[1] += self.tokens
+        return known
+
+    def read(self, counts: torch.Tensor, device: torch.device) -> dict[str, float]:
+        """Rates since the last reading, and start again.
+
+        Args:
+            counts: Of all ranks, see :meth:`counts`.
+            device: Whose memory and utilisation are read.
+        """
         seconds = max(time.perf_counter() - self.started, 1e-9)
-        tokens = int(self.tokens)
+        examples, tokens, positions = counts.tolist()
         rates = {
-            "perf/examples_per_second": self.examples * num_ranks / seconds,
-            "perf/tokens_per_second": tokens * num_ranks / seconds,
-            "perf/padding_fraction": 1 - tokens / self.positions if self.positions else 0.0,
+            "perf/examples_per_second": examples / seconds,
+            "perf/tokens_per_second": tokens / seconds,
+            "perf/padding_fraction": 1 - tokens / positions if positions else 0.0,
             "perf/peak_memory_gb": peak_memory(device) / 1e9,
         }
         if (percent := gpu_utilization(device)) is not None:
@@ -80,6 +91,6 @@ def gpu_utilization(device: torch.device) -> float | None:
         return None
     try:
         return float(torch.cuda.utilization(device))
-    except (ModuleNotFoundError, RuntimeError) as e:  # no nvidia-ml-py, or no driver access
+    except Exception as e:  # no nvidia-ml-py, no driver, MIG: NVML's own errors share no other class
         log.debug("GPU utilisation is not logged: %s", e)
         return None
