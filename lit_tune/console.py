@@ -22,6 +22,7 @@ NOISE = (
     r"Checkpoint directory .* exists and is not empty.*",
     r".*tensorboardX.*",
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
+    r"Found .* module\(s\) in eval mode at the start of training.*",  # frozen ones: said in our own words
     # the scaler skips the first steps of fp16 by design; the schedule is held with it
     r"Detected call of `lr_scheduler.step\(\)` before `optimizer.step\(\)`.*",
 )

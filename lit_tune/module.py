@@ -18,7 +18,7 @@ from lit_tune.errors import ModelError
 from lit_tune.metrics import RatioMetric, scalars
 from lit_tune.models.freezing import freeze as freeze_parameters
 from lit_tune.models.freezing import frozen_modules
-from lit_tune.models.load import build_model, load_config, set_pad_token
+from lit_tune.models.load import build_model, load_config, recompute_activations, set_pad_token
 from lit_tune.optim.clipping import scale_and_clip
 from lit_tune.optim.optimizers import OptimizerSettings, build_optimizer
 from lit_tune.optim.schedules import ScheduleSettings, build_schedule, schedule_config
@@ -123,7 +123,7 @@ class FineTuneModule(L.LightningModule):
         if report.new_parameters:
             log.info("new weights: %s (not in %s, random)", ", ".join(report.new_parameters[:6]), self.model_name)
         if self.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            recompute_activations(self.model)
         if self.freeze_patterns and fitting:
             frozen = freeze_parameters(self.model, self.freeze_patterns)
             log.info("frozen: %s parameters in %d tensors", f"{frozen.num_parameters:,}", len(frozen.names))

@@ -4,6 +4,7 @@ safetensors only and never remote code: a model repository is data, not a progra
 """
 
 import logging
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from lit_tune.models.load_errors import KEY, explain, first_line
 
 log = logging.getLogger("lit_tune")
 hf_logging.disable_progress_bar()
+# transformers 5.23 would send the model's name and the user's token to a service that opens a pull request on the Hub
+os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 
 
 def quiet_transformers() -> None:
@@ -241,6 +244,24 @@ def renew_head(model: PreTrainedModel, head: set[str]) -> set[str]:
 
     visit("", model)
     return head
+
+
+def recompute_activations(model: PreTrainedModel) -> None:
+    """Gradient checkpointing: layers run again in the backward pass instead of keeping what they computed.
+
+    Raises:
+        ConfigError: This architecture cannot.
+    """
+    # transformers renamed it on the way from 5.3 to 5.23
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    try:
+        enable({"use_reentrant": False})
+    except ValueError as e:
+        raise ConfigError(
+            f"{type(model).__name__} cannot recompute its activations",
+            where="model.gradient_checkpointing",
+            fix="false",
+        ) from e
 
 
 def set_pad_token(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> str | None:

@@ -83,7 +83,7 @@ def explain_hub(name: str, chain: list[BaseException], text: str, key: str) -> M
         return ModelError(
             f"{name} has no safetensors weights; pickled ones can run code when read",
             where=key,
-            fix="model.revision: refs/pr/..., where the Hub has converted it, or another model",
+            fix="model.revision: refs/pr/1, if a pull request there adds them; or another model",
         )
     return ModelError(f"{name}: {first_line(text)}", where=key, fix="a model that transformers loads")
 
