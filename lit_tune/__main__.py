@@ -28,7 +28,7 @@ VERBS: dict[str, str] = {
 }
 """Verb -> one line, the summary of its function; one file each in ``lit_tune/commands``."""
 
-EXIT_BUG, EXIT_CONFIG, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_BUG, EXIT_CONFIG, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
 
 SHARED_FLAGS = [
     Parameter("allow_import", list[str], [], ""),
@@ -79,6 +79,11 @@ def main(argv: list[str] | None = None) -> int:
         # Lightning answers the first Ctrl+C with sys.exit(1) after its own clean-up (trainer/call.py, 2.6.6)
         if isinstance(error.__context__, KeyboardInterrupt):
             return EXIT_INTERRUPTED
+        if (
+            type(error).__name__ == "SIGTERMException"
+        ):  # Lightning 2.6.6 gives it no code: a preempted run would look done
+            print("lit-tune: terminated", file=sys.stderr)
+            return EXIT_TERMINATED
         raise
     except BrokenPipeError:  # `lit-tune fit --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -408,3 +408,30 @@ def test_multi_label_and_regression_from_the_command_line(files, tmp_path):
     assert manifest["spec"]["problem_type"] == "regression"
     assert manifest["monitor"] == "val/r2"
     assert json.loads((run / "best" / "config.json").read_text())["problem_type"] == "regression"
+
+
+def test_a_run_that_diverges_exits_with_6_and_exports_nothing(files, tmp_path, capsys):
+    run = tmp_path / "run"
+    wild = ["--optimizer.name", "sgd", "--optimizer.lr", "1e30", "--trainer.gradient_clip_val", "0"]
+    assert main(["fit", *options(files, run, *wild, "--trainer.max_epochs", "1")]) == 6
+    assert "not finite" in capsys.readouterr().err
+    assert not (run / "best").exists()
+    assert json.loads((run / "manifest.json").read_text())["status"] == "failed"
+
+
+def test_sigterm_ends_with_143_and_is_not_called_complete(files, tmp_path):
+    import signal
+    import time
+
+    run = tmp_path / "run"
+    command = [sys.executable, "-W", "ignore", "-m", "lit_tune", "fit"]
+    process = subprocess.Popen(
+        [*command, *options(files, run, "--trainer.max_epochs", "100000")], stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 240
+    while not (run / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert process.returncode == 143
+    assert json.loads((run / "manifest.json").read_text())["status"] == "interrupted"

@@ -13,7 +13,7 @@ from lit_tune.callbacks.checkpoints import BestCheckpoint
 from lit_tune.callbacks.model_card import model_card
 from lit_tune.callbacks.overfit_detector import OverfitCallback
 from lit_tune.callbacks.run_record import RunRecord
-from lit_tune.errors import StorageError
+from lit_tune.errors import NumericsError, StorageError
 
 log = logging.getLogger("lit_tune")
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
@@ -42,6 +42,12 @@ class HFExport(Callback):
         if trainer.is_global_zero:
             target = self.record.run_dir.best
             logits = reference_logits(trainer, pl_module)
+            if logits is not None and not bool(torch.isfinite(logits).all()):
+                raise NumericsError(
+                    f"training diverged: the weights ({source}) give logits that are not finite, nothing is exported",
+                    where="optimizer.lr",
+                    fix="a smaller optimizer.lr, trainer.gradient_clip_val: 1.0, or bf16-mixed instead of 16-mixed",
+                )
             export(pl_module, trainer, target, model_card(trainer, pl_module, self.record, verdict), logits)
             self.record.finish(trainer, {"exported": source, "verdict": verdict})
         trainer.strategy.barrier("export")

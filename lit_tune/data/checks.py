@@ -20,7 +20,7 @@ def require_columns(available: Sequence[str], wanted: Sequence[str], where: str,
         available: Columns of the split.
         wanted: Columns that must be there.
         where: File or data set, for messages.
-        keys: Wanted column -> config key that names it, e.g. ``{"text": "task.text_columns"}``.
+        keys: Wanted column -> config key that names it, e.g. ``{"text": "task.init_args.text_columns"}``.
 
     Raises:
         DataError: A column is missing (several: all of them together).
@@ -61,7 +61,9 @@ def check_texts(values: Iterable[Any], column: str, locate: Callable[[int], str]
         places = ", ".join(locate(i) for i in rows[:NUM_PLACES])
         raise DataError(
             f"text in column {column!r} is {kind} in {len(rows)} row(s) ({places}{', ...' if len(rows) > 5 else ''})",
-            fix="fill in or drop these rows" if kind == "null" else "name a column with text in task.text_columns",
+            fix="fill in or drop these rows"
+            if kind == "null"
+            else "name a column with text in task.init_args.text_columns",
         )
     return num_empty
 

@@ -51,7 +51,7 @@ def label_kind(values: Sequence[Any] | np.ndarray, locate: Locate) -> LabelKind:
         raise DataError(
             f"a label is a {kinds[0]} such as {_shorten(rows[0])}; it may be text, a number, true/false or a list",
             where=locate(0),
-            fix="give task.label_column a column of that kind",
+            fix="give task.init_args.label_column a column of that kind",
         )
     if kinds == ["text"]:
         _refuse_numbers_with_words(rows, locate)
@@ -145,7 +145,7 @@ def encode_multi_labels(
     if scalars:
         raise DataError(
             f"a label is {_shorten(rows[scalars[0]])}, not a list of labels{_places(scalars, locate)}",
-            fix="give every row a list, or set task.problem_type: single_label_classification",
+            fix="give every row a list, or set task.init_args.problem_type: single_label_classification",
         )
     _refuse_bad_lists(rows, locate)
     owner = [i for i, row in enumerate(rows) for _ in row]
@@ -170,7 +170,7 @@ def encode_numbers(values: Sequence[Any] | np.ndarray, locate: Locate) -> np.nda
     if bad:
         raise DataError(
             f"target {_shorten(rows[bad[0]])} is not a finite number{_places(bad, locate)}",
-            fix="correct or drop these rows, or set task.problem_type: single_label_classification",
+            fix="correct or drop these rows, or set task.init_args.problem_type: single_label_classification",
         )
     return np.array(numbers, dtype=np.float64)
 

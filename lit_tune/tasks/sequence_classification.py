@@ -273,17 +273,17 @@ class SequenceClassification(Task):
             return losses.mean_squared_error(logits, target)
         gamma, smoothing = self.focal_gamma, self.label_smoothing
         if spec.problem_type == MULTI:
-            weight = self.weights(self.pos_weight, spec, logits.device)
+            weight = self.weights(self.pos_weight, spec, logits)
             if gamma is not None:
                 return losses.binary_focal(logits, target, gamma=gamma, pos_weight=weight)
             return losses.binary_cross_entropy(logits, target, pos_weight=weight, label_smoothing=smoothing)
-        weight = self.weights(self.class_weights, spec, logits.device)
+        weight = self.weights(self.class_weights, spec, logits)
         if gamma is not None:
             return losses.focal(logits, target, gamma=gamma, class_weights=weight)
         return losses.cross_entropy(logits, target, class_weights=weight, label_smoothing=smoothing)
 
-    def weights(self, setting: str | list[float] | None, spec: Spec, device: torch.device) -> torch.Tensor | None:
-        """The class or positive weights as (C,) float32."""
+    def weights(self, setting: str | list[float] | None, spec: Spec, logits: torch.Tensor) -> torch.Tensor | None:
+        """The class or positive weights as (C,) float32; float64 where the logits are."""
         if setting is None:
             return None
         if isinstance(setting, str):
@@ -291,7 +291,8 @@ class SequenceClassification(Task):
                 setting = losses.balanced_pos_weight(spec.label_counts, spec.num_rows)
             else:
                 setting = losses.balanced_class_weights(spec.label_counts)
-        return torch.tensor(setting, dtype=torch.float32, device=device)
+        dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        return torch.tensor(setting, dtype=dtype, device=logits.device)
 
     def targets_per_row(self, spec: Spec) -> float:
         return float(spec.num_labels) if spec.problem_type == MULTI else 1.0

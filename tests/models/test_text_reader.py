@@ -2,12 +2,13 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import lightning as L
 import pytest
 import torch
-from parity.runs import fit, relative
+from parity.runs import NO_DROPOUT, fit, relative
 from toy import WORDS, make_tiny_model, toy_rows, write_jsonl
 from transformers import (
     AutoTokenizer,
@@ -18,6 +19,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from lit_tune.__main__ import main
 from lit_tune.datamodule import TokenizedDataModule
 from lit_tune.errors import ConfigError, ModelError
 from lit_tune.models.text_reader import TextReader
@@ -249,3 +251,30 @@ def test_an_override_of_dropout_changes_what_is_trained(tiny_model_dir, rows_jso
         for p in (0.0, 0.0, 0.5)
     ]
     assert runs[0].losses != runs[2].losses
+
+
+@pytest.mark.slow  # the first compilation of two tiny layers takes 50 seconds of one core
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method", "ignore:.*LeafSpec")
+def test_a_compiled_model_is_trained_exported_and_gives_the_same_numbers(tiny_model_dir, rows_jsonl, tmp_path):
+    logged = {}
+    for compiled in ("false", "true"):
+        run = tmp_path / compiled
+        options = {
+            "data.train": rows_jsonl,
+            "data.val": rows_jsonl,
+            "model.model_name_or_path": tiny_model_dir,
+            "model.compile": compiled,
+            "model.config_overrides": json.dumps(NO_DROPOUT),
+            "trainer.max_epochs": 2,
+            "trainer.log_every_n_steps": 1,
+            "trainer.accelerator": "cpu",
+            "logger": "none",
+            "run_dir": run,
+        }
+        assert main(["fit", *(part for k, v in options.items() for part in (f"--{k}", str(v)))]) == 0
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        logged[compiled] = [line[k] for line in lines for k in ("train/loss", "val/loss") if k in line]
+        assert (run / "best" / "model.safetensors").is_file()
+    assert len(logged["true"]) == 8
+    assert logged["true"] == pytest.approx(logged["false"], rel=1e-4)
