@@ -2,8 +2,8 @@
 
     python benchmarks/quality.py rotten_tomatoes --data DATA --model MODEL --seeds 1 2 3 --peers lit_tune hf_trainer
 
-DATA is a folder with train, val and test files. Each run trains, takes the weights of the best validation and measures them
-on the test split. Prints a table and appends JSON lines to --output.
+DATA is a folder with train, val and test files. Each run trains, takes the weights of the best validation and measures
+them on the test split. Prints a table and appends JSON lines to --output.
 """
 
 import argparse

@@ -278,15 +278,15 @@ class TokenizedDataModule(L.LightningDataModule):
         assert trainer is not None
         limit = trainer.max_steps if trainer.max_steps and trainer.max_steps > 0 else None
         part = trainer.limit_train_batches
-        endless = trainer.max_epochs is None or trainer.max_epochs < 0
-        if endless or (self.preparation.stream is not None and not isinstance(part, int)):
+        epochs = trainer.max_epochs
+        if epochs is None or epochs < 0 or (self.preparation.stream is not None and not isinstance(part, int)):
             return limit
         if self.preparation.stream is not None:
-            batches = part  # at most: nobody knows how long the stream is
+            batches = int(part)  # type: ignore[arg-type]  # at most: nobody knows how long the stream is
         else:
             batches = len(self.train_sampler())
             batches = min(batches, part) if isinstance(part, int) else int(batches * (1.0 if part is None else part))
-        steps = -(-batches // trainer.accumulate_grad_batches) * trainer.max_epochs
+        steps = -(-batches // trainer.accumulate_grad_batches) * epochs
         return min(steps, limit) if limit else steps
 
     def collator(self) -> Collator:

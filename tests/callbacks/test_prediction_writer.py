@@ -8,7 +8,6 @@ import lightning as L
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-
 from tiny_runs import QUIET, Batches, lines
 from toy import toy_rows, write_csv
 
@@ -60,7 +59,7 @@ def test_single_labels_and_numbers(tmp_path, record, suffix):
         assert pq.read_table(path).to_pylist() == [prediction_writer.flat(record)]
     else:
         expected = {k: str(v) for k, v in prediction_writer.flat(record).items()}
-        assert list(csv.DictReader(path.open(encoding="utf-8"))) == [expected]
+        assert list(csv.DictReader(path.read_text(encoding="utf-8").splitlines())) == [expected]
 
 
 def test_a_first_row_group_without_any_label_does_not_decide_the_type(tmp_path, monkeypatch):

@@ -1,0 +1,100 @@
+"""validate, test and predict take weights, labels and tokenizer from the run, wherever it lies now."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_runs import built, fit, lines
+from toy import CLASSES, toy_rows, write_csv
+
+from lit_tune.__main__ import main
+from lit_tune.cli import build
+from lit_tune.errors import StorageError
+from lit_tune.preflight.finished_run import run_of_config, use_best_weights
+from lit_tune.run_dir import RunDir
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny_model_dir):
+    folder = tmp_path_factory.mktemp("run_of_their_own")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LIT_TUNE_CACHE", str(folder / "cache"))
+        train = write_csv(folder / "train.csv", toy_rows(40))
+        fit(built(tiny_model_dir, train, folder / "run", overfit__probe_size=0, model__freeze="backbone"))
+    return folder / "run"
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        (["--config", "{run}/config.yaml"], True),
+        (["-c", "{run}/config.yaml"], True),
+        (["--config={run}/config.yaml", "--data.test", "x.csv"], True),
+        (["--config", "{run}/config.yaml", "--run_dir", "other"], False),
+        (["--config", "{run}/config.yaml", "--run_dir=other"], False),
+        (["--config", "{run}/best/config.json"], False),
+        (["--config", "elsewhere/config.yaml"], False),
+        (["--data.test", "{run}/config.yaml"], False),
+        (["--config"], False),
+        ([], False),
+    ],
+)
+def test_a_config_in_a_run_directory_means_that_run(run, options, found):
+    assert run_of_config([o.format(run=run) for o in options]) == (str(run) if found else None)
+
+
+def settings(run, **changes):
+    made = build(run / "config.yaml", {"model.model_name_or_path": "no-such-model", **changes}, verb="predict")
+    return made.module, made.datamodule
+
+
+def test_weights_labels_and_tokenizer_are_those_of_best(run, tmp_path):
+    new = write_csv(tmp_path / "new.csv", [{"text": "rock"}])
+    module, datamodule = settings(run, **{"data.predict": str(new)})
+    assert use_best_weights(RunDir(run), module, datamodule) is True
+    assert module.model_name == str(run / "best")
+    assert module.freeze_patterns == []  # nothing is trained
+    assert datamodule.spec.label_names == list(CLASSES)
+    datamodule.prepare("predict")
+    module.spec = datamodule.spec
+    trainer_free = module.build_config(module.spec)
+    assert trainer_free.id2label == dict(enumerate(CLASSES))
+
+
+def test_without_a_run_the_configs_own_model_is_measured(run, tmp_path):
+    module, datamodule = settings(run, **{"data.predict": "new.csv"})
+    assert use_best_weights(RunDir(tmp_path / "none"), module, datamodule) is False
+    assert module.model_name == "no-such-model"
+
+
+@pytest.mark.parametrize("status", ["failed", "running"])
+def test_a_run_without_best_is_an_error(run, tmp_path, status):
+    module, datamodule = settings(run, **{"data.predict": "new.csv"})
+    unfinished = RunDir(tmp_path / "unfinished")
+    unfinished.write({"status": status})
+    with pytest.raises(StorageError, match=f"status '{status}', without best/") as caught:
+        use_best_weights(unfinished, module, datamodule)
+    assert "Fix: finish it" in str(caught.value)
+
+
+def test_a_run_that_was_moved_predicts_from_where_it_is(run, tmp_path, capsys):
+    """Nothing of the run is retyped, and its old place is not looked at."""
+    moved = shutil.copytree(run, tmp_path / "moved")
+    weights = load_file(moved / "best" / "model.safetensors")
+    weights["classifier.bias"] = torch.tensor([0.0, 0.0, 1e4])  # not what lies at the old place
+    from safetensors.torch import save_file
+
+    save_file(weights, moved / "best" / "model.safetensors", metadata={"format": "pt"})
+    new = write_csv(tmp_path / "new.csv", [{"text": "rock"}, {"text": "mud"}])
+    assert main(["predict", "--config", str(moved / "config.yaml"), "--data.predict", str(new)]) == 0
+    assert [r["label"] for r in lines(moved / "predictions.jsonl")] == ["good", "good"]
+    assert not (run / "predictions.jsonl").exists()
+
+
+def test_a_file_that_cannot_be_predicted_is_exit_3_and_writes_nothing(run, tmp_path, capsys):
+    bad = write_csv(tmp_path / "bad.csv", [{"words": "rock"}])
+    assert main(["predict", "--config", str(run / "config.yaml"), "--data.predict", str(bad)]) == 3
+    assert not (run / "predictions.jsonl").exists()
+    assert json.loads((run / "manifest.json").read_text())["status"] == "complete"
