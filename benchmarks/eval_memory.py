@@ -4,12 +4,12 @@
 
 A tiny random BERT (20 classes, or a number) evaluates the same rows with lit-tune (all its metrics, AUROC and Spearman
 among them) and with HF Trainer (``compute_metrics`` with scikit-learn's AUROC, or Spearman); and predicts: lit-tune to
-a jsonl file, HF Trainer with ``predict`` and a loop that writes it. Measured is what the stage adds: its peak of
-anonymous resident memory less what was there before the first batch. Data were tokenized by an earlier process, and
-memory freed so far went back to the system before. File pages (the memory-mapped rows) do not count: the system takes
-them back. Growth is the difference between many and few rows. Beside it stands what the design keeps for the added
-rows: 4 bytes per example and class and 4 per label for AUROC, 8 per example for Spearman, nothing for predict. On top
-comes a passing copy while the metric is computed: sorting and ranking one class at a time. Linux only. A few minutes.
+a jsonl file, HF Trainer with ``predict`` and a loop that writes it. Measured is anonymous resident memory less what was
+there before the first batch: its peak, and what is held when the last batch is through and metrics are not yet
+computed. Data were tokenized by an earlier process. Memory freed goes back to the system before the first batch and
+after the last. File pages (the memory-mapped rows) do not count: the system takes them back. Growth is the difference
+between many and few rows. The design keeps 4 bytes per example and class and 4 per label for AUROC, 8 per example for
+Spearman, nothing for predict; the peak holds besides what sorting them takes for a moment. Linux only. Three minutes.
 """
 
 import argparse
@@ -52,6 +52,7 @@ STAGES = {
 }
 """Stage -> problem, verb, bytes per example that the design keeps."""
 MIB = 2**20
+Numbers = dict[str, int]
 
 
 def status() -> dict[str, int]:
@@ -60,32 +61,52 @@ def status() -> dict[str, int]:
     return {words[0].rstrip(":"): 1024 * int(words[1]) for words in lines if words[-1:] == ["kB"]}
 
 
+def give_back() -> None:
+    """Freed memory goes back to the system."""
+    gc.collect()
+    pa.default_memory_pool().release_unused()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
 class Meter(Callback):
-    """Peak of anonymous memory from ``start`` on."""
+    """Anonymous memory added since ``start``, in bytes: ``held`` after the last batch, and its peak."""
+
+    held = 0
 
     def start(self) -> None:
-        """Give freed memory back, forget the peak so far."""
-        gc.collect()
-        pa.default_memory_pool().release_unused()
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        """Forget the peak so far."""
+        give_back()
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from what is resident now
         self.before = status()["RssAnon"]
 
-    def added(self) -> int:
-        """Bytes at the peak that were not there at the start; file pages only grow, so the last count fits the peak."""
+    def last_batch_done(self) -> None:
+        """Nothing is computed yet."""
+        give_back()
+        self.held = status()["RssAnon"] - self.before
+
+    def read(self) -> dict[str, int]:
+        """Both; file pages only grow, so that their last count fits the peak."""
         now = status()
-        return now["VmHWM"] - now["RssFile"] - now["RssShmem"] - self.before
+        return {"held": self.held, "peak": now["VmHWM"] - now["RssFile"] - now["RssShmem"] - self.before}
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Data and model are ready."""
         self.start()
 
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Callbacks come before the module, which computes."""
+        self.last_batch_done()
+
     def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
         """Data and model are ready."""
         self.start()
 
+    def on_predict_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """All records are written."""
+        self.last_batch_done()
 
-def lit_tune_stage(verb: str, problem: Problem, folder: Path, measure: bool) -> int:
+
+def lit_tune_stage(verb: str, problem: Problem, folder: Path, measure: bool) -> Numbers:
     """Evaluate, or predict to a file; only tokenize where nothing is measured."""
     config = LitTune(problem, folder.parent / problem.name, folder).config(folder / "rows.jsonl", Cut(BATCH, 1), verb)
     trainer, module, datamodule = lit_tune.build(config, {"trainer.precision": "32-true"}, verb=verb)
@@ -97,10 +118,10 @@ def lit_tune_stage(verb: str, problem: Problem, folder: Path, measure: bool) -> 
     elif measure:
         trainer.callbacks.append(PredictionWriter(folder / "lit_tune.jsonl"))  # type: ignore[attr-defined]
         trainer.predict(module, datamodule=datamodule, return_predictions=False)
-    return meter.added() if measure else 0
+    return meter.read() if measure else {}
 
 
-def hf_trainer_stage(verb: str, problem: Problem, folder: Path, measure: bool) -> int:
+def hf_trainer_stage(verb: str, problem: Problem, folder: Path, measure: bool) -> Numbers:
     """The same; rows memory-mapped, as ``datasets`` gives them."""
     rows = datasets.Dataset.from_json(str(folder / "rows.jsonl"), cache_dir=str(folder / "datasets"))
     tokenizer = tiny_tokenizer()
@@ -111,7 +132,10 @@ def hf_trainer_stage(verb: str, problem: Problem, folder: Path, measure: bool) -
         targets = problem.targets(batch)
         return {**tokens, "labels": targets.float() if regression else targets}
 
+    meter = Meter()
+
     def measures(pair: transformers.EvalPrediction) -> dict[str, float]:
+        meter.last_batch_done()
         logits, labels = np.asarray(pair.predictions), np.asarray(pair.label_ids)
         if regression:
             return {"spearman": float(scipy.stats.spearmanr(logits[:, 0], labels).statistic)}
@@ -130,19 +154,19 @@ def hf_trainer_stage(verb: str, problem: Problem, folder: Path, measure: bool) -
     model = AutoModelForSequenceClassification.from_pretrained(folder.parent / problem.name)
     trainer = transformers.Trainer(model, arguments, collate, eval_dataset=rows, compute_metrics=measures)
     trainer.remove_callback(transformers.PrinterCallback)
-    meter = Meter()
     meter.start()
     if measure and verb == "validate":
         trainer.evaluate()
     elif measure:
         trainer.compute_metrics = None
         logits = trainer.predict(rows).predictions
+        meter.last_batch_done()
         with (folder / "hf_trainer.jsonl").open("w") as file:
             file.writelines(json.dumps({"label": NAMES[row.argmax()], "logits": row.tolist()}) + "\n" for row in logits)
-    return meter.added() if measure else 0
+    return meter.read() if measure else {}
 
 
-TRAINERS: dict[str, Callable[[str, Problem, Path, bool], int]] = {
+TRAINERS: dict[str, Callable[[str, Problem, Path, bool], Numbers]] = {
     f"lit-tune {lit_tune.__version__}": lit_tune_stage,
     f"HF Trainer {transformers.__version__}": hf_trainer_stage,
 }
@@ -177,7 +201,7 @@ def worker(work: dict[str, Any]) -> None:
         print("null")
         return
     name, verb, _ = STAGES[work["stage"]]
-    print(TRAINERS[work["trainer"]](verb, PROBLEMS[name], root / f"{name}_{rows}", True))
+    print(json.dumps(TRAINERS[work["trainer"]](verb, PROBLEMS[name], root / f"{name}_{rows}", True)))
 
 
 def measure(stages: list[str], sizes: tuple[int, int]) -> list[dict[str, Any]]:
@@ -214,17 +238,26 @@ def main() -> None:
     if options.json:
         report = {"rows": sizes, "classes": NUM_CLASSES, "seconds": seconds, "lines": lines}
         options.json.write_text(json.dumps(report, indent=1) + "\n")
-    header = ["stage", "trainer", f"{few:,} rows", f"{many:,} rows", "growth", "kept by design"]
+    header = [
+        "stage",
+        "trainer",
+        f"peak, {few:,} rows",
+        f"peak, {many:,} rows",
+        "growth",
+        "growth of held",
+        "design keeps",
+    ]
     cells = [
         [
             line["stage"],
             line["trainer"],
-            *(f"{n / MIB:.1f} MiB" for n in (line["few"], line["many"], line["many"] - line["few"])),
-            f"{line['kept_by_design'] / MIB:.1f} MiB" if line["trainer"].startswith("lit-tune") else "",
+            *(f"{line[size]['peak'] / MIB:.1f}" for size in ("few", "many")),
+            *(f"{(line['many'][what] - line['few'][what]) / MIB:.1f}" for what in ("peak", "held")),
+            f"{line['kept_by_design'] / MIB:.1f}" if line["trainer"].startswith("lit-tune") else "",
         ]
         for line in lines
     ]
-    print(f"Memory that evaluation adds at its peak; {NUM_CLASSES} classes, eval batch {BATCH}.\n")
+    print(f"Memory that evaluation adds, in MiB; {NUM_CLASSES} classes, eval batch {BATCH}.\n")
     print(aligned([header, *cells], options.markdown))
     print(f"\n{seconds:.0f} s")
     return None
