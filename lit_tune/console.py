@@ -21,6 +21,7 @@ NOISE = (
     r"Total length of `list` across ranks is zero.*",  # no val split: said in our own words
     r"Checkpoint directory .* exists and is not empty.*",
     r".*tensorboardX.*",
+    r"Found \d+ module\(s\) in eval mode at the start of training.*",  # frozen ones: said in our own words
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
     r"Found .* module\(s\) in eval mode at the start of training.*",  # frozen ones: said in our own words
     # the scaler skips the first steps of fp16 by design; the schedule is held with it

@@ -1,10 +1,13 @@
 """validate, test and predict from a run alone: its best weights and its labels, nothing retyped."""
 
 import logging
+from itertools import zip_longest
 from pathlib import Path
 
+import yaml
+
 from lit_tune.datamodule import TokenizedDataModule
-from lit_tune.errors import StorageError
+from lit_tune.errors import ConfigError, StorageError
 from lit_tune.module import FineTuneModule
 from lit_tune.run_dir import RunDir
 from lit_tune.tasks.base import Spec
@@ -22,7 +25,7 @@ def run_of_config(options: list[str]) -> str | None:
     """
     if any(o == "--run_dir" or o.startswith("--run_dir=") for o in options):
         return None
-    for flag, value in zip(options, [*options[1:], ""], strict=True):
+    for flag, value in zip_longest(options, options[1:], fillvalue=""):
         name, _, inline = flag.partition("=")
         if name in ("--config", "-c"):
             path = Path(inline or value)
@@ -36,6 +39,7 @@ def use_best_weights(run_dir: RunDir, module: FineTuneModule, datamodule: Tokeni
 
     Raises:
         StorageError: The run is there but was not finished.
+        ConfigError: Another model than the run's was asked for.
     """
     manifest = run_dir.read()
     if not manifest:
@@ -46,6 +50,13 @@ def use_best_weights(run_dir: RunDir, module: FineTuneModule, datamodule: Tokeni
             where="run_dir",
             fix="finish it with `lit-tune fit`, or another run_dir",
         )
+    of_run = trained_model(run_dir)
+    if of_run not in (None, module.model_name):
+        raise ConfigError(
+            f"{module.model_name} has no effect: {run_dir} holds a trained {of_run}, and that is what is measured",
+            where="model.model_name_or_path",
+            fix="leave it out, or give another run_dir",
+        )
     best = str(run_dir.best)
     module.model_name, module.revision, module.config_overrides = best, None, {}
     module.from_scratch, module.new_head, module.freeze_patterns = False, False, []
@@ -54,3 +65,11 @@ def use_best_weights(run_dir: RunDir, module: FineTuneModule, datamodule: Tokeni
         datamodule.spec = Spec(**manifest["spec"])
     log.info("weights  %s (%s)", best, manifest.get("exported", "best"))
     return True
+
+
+def trained_model(run_dir: RunDir) -> str | None:
+    """The model that the run was given, or None where its config.yaml does not say."""
+    if not run_dir.config.is_file():
+        return None
+    config = yaml.safe_load(run_dir.config.read_text("utf-8")) or {}
+    return (config.get("model") or {}).get("model_name_or_path")

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_runs import built, fit, lines
 from toy import CLASSES, toy_rows, write_csv
 
@@ -22,7 +22,7 @@ def run(tmp_path_factory, tiny_model_dir):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LIT_TUNE_CACHE", str(folder / "cache"))
         train = write_csv(folder / "train.csv", toy_rows(40))
-        fit(built(tiny_model_dir, train, folder / "run", overfit__probe_size=0, model__freeze="backbone"))
+        fit(built(tiny_model_dir, train, folder / "run", overfit__probe_size=0))
     return folder / "run"
 
 
@@ -46,27 +46,34 @@ def test_a_config_in_a_run_directory_means_that_run(run, options, found):
 
 
 def settings(run, **changes):
-    made = build(run / "config.yaml", {"model.model_name_or_path": "no-such-model", **changes}, verb="predict")
+    made = build(run / "config.yaml", changes, verb="predict")
     return made.module, made.datamodule
 
 
 def test_weights_labels_and_tokenizer_are_those_of_best(run, tmp_path):
     new = write_csv(tmp_path / "new.csv", [{"text": "rock"}])
-    module, datamodule = settings(run, **{"data.predict": str(new)})
+    module, datamodule = settings(run, **{"data.predict": str(new), "model.freeze": "backbone"})
     assert use_best_weights(RunDir(run), module, datamodule) is True
     assert module.model_name == str(run / "best")
     assert module.freeze_patterns == []  # nothing is trained
     assert datamodule.spec.label_names == list(CLASSES)
     datamodule.prepare("predict")
     module.spec = datamodule.spec
-    trainer_free = module.build_config(module.spec)
-    assert trainer_free.id2label == dict(enumerate(CLASSES))
+    assert module.build_config(module.spec).id2label == dict(enumerate(CLASSES))
 
 
 def test_without_a_run_the_configs_own_model_is_measured(run, tmp_path):
     module, datamodule = settings(run, **{"data.predict": "new.csv"})
     assert use_best_weights(RunDir(tmp_path / "none"), module, datamodule) is False
-    assert module.model_name == "no-such-model"
+    assert module.model_name.endswith("tiny_bert0")
+
+
+def test_another_model_than_the_runs_is_not_silently_ignored(run, capsys):
+    options = ["--data.predict", "new.csv", "--model.model_name_or_path", "bert-base-uncased"]
+    assert main(["predict", "--config", str(run / "config.yaml"), *options]) == 2
+    said = capsys.readouterr().err
+    assert "bert-base-uncased has no effect" in said
+    assert "Fix: leave it out" in said
 
 
 @pytest.mark.parametrize("status", ["failed", "running"])
@@ -84,8 +91,6 @@ def test_a_run_that_was_moved_predicts_from_where_it_is(run, tmp_path, capsys):
     moved = shutil.copytree(run, tmp_path / "moved")
     weights = load_file(moved / "best" / "model.safetensors")
     weights["classifier.bias"] = torch.tensor([0.0, 0.0, 1e4])  # not what lies at the old place
-    from safetensors.torch import save_file
-
     save_file(weights, moved / "best" / "model.safetensors", metadata={"format": "pt"})
     new = write_csv(tmp_path / "new.csv", [{"text": "rock"}, {"text": "mud"}])
     assert main(["predict", "--config", str(moved / "config.yaml"), "--data.predict", str(new)]) == 0
