@@ -25,6 +25,9 @@ def said(monkeypatch, caplog, tmp_path):
     return caplog
 
 
+TASK_KEYS = ("text_columns", "label_column", "label_names", "focal_gamma")
+
+
 class Counting(SequenceClassification):
     """Counts the batches that are really encoded, in this process."""
 
@@ -82,7 +85,7 @@ def test_whatever_decides_the_rows_is_part_of_the_key(tiny_model_dir, tmp_path):
     (other_model / "tokenizer.json").write_text(vocabulary.replace('"mud":', '"mut":'))
 
     def key(model=tiny_model_dir, **options) -> str | None:
-        task = {k: options.pop(k) for k in ("text_columns", "label_column", "label_names") if k in options}
+        task = {k: options.pop(k) for k in TASK_KEYS if k in options}
         return prepared(model, task=SequenceClassification(**task), train=str(path), **options).fingerprint
 
     first = key()
@@ -98,6 +101,7 @@ def test_whatever_decides_the_rows_is_part_of_the_key(tiny_model_dir, tmp_path):
         "val_fraction": key(val_fraction=0.2),
         "limit_train": key(limit_train=20),
         "limit_val": key(limit_val=2),
+        "a loss of another scale": key(focal_gamma=2.0),
         "own task": prepared(tiny_model_dir, task=Counting(), train=str(path)).fingerprint,
     }
     # the order of two rows changed: same size, and the same time
@@ -541,6 +545,14 @@ def test_a_stream_without_label_names_is_exit_2(tiny_model_dir, tmp_path):
     path = write_stream(tmp_path, "jsonl", labelled(["a", "b"]))
     found = problem(tiny_model_dir, train=path, streaming=True)
     assert (found.exit_code, found.where) == (2, "task.init_args.label_names")
+
+
+def test_weights_that_cannot_be_balanced_are_found_before_training(tiny_model_dir, tmp_path):
+    path = write_stream(tmp_path, "jsonl", labelled(["a", "b"] * 5))
+    task = SequenceClassification(label_names=["a", "b"], class_weights="balanced")
+    assert "which a stream does not give" in str(problem(tiny_model_dir, task=task, train=path, streaming=True))
+    task = SequenceClassification(label_names=["a", "b", "c"], class_weights="balanced")
+    assert "class 2 has no train rows" in str(problem(tiny_model_dir, task=task, train=path))
 
 
 FAULTS = {

@@ -70,7 +70,7 @@ class Task(ABC):
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """The init arguments that decide what ``encode`` returns: part of the cache key."""
+        """The init arguments that decide what ``encode`` and ``summarize`` return: part of the cache key."""
 
     @abstractmethod
     def input_columns(self) -> tuple[str, ...]:

@@ -81,7 +81,14 @@ class SequenceClassification(Task):
             "label_column": self.label_column,
             "problem_type": self.problem_type,
             "label_names": self.label_names,
+            "plain_loss": self.has_plain_loss,
         }
+
+    @property
+    def has_plain_loss(self) -> bool:
+        """Whether the loss is on the scale of the baseline's."""
+        changed = (self.own_loss, self.class_weights, self.pos_weight, self.label_smoothing or None, self.focal_gamma)
+        return all(setting is None for setting in changed)
 
     def input_columns(self) -> tuple[str, ...]:
         return tuple(self.text_columns)
@@ -112,6 +119,8 @@ class SequenceClassification(Task):
             {"class_weights": self.class_weights, "pos_weight": self.pos_weight},
             {"label_smoothing": self.label_smoothing or None, "focal_gamma": self.focal_gamma},
         )
+        if train.is_streamed:
+            self.check_balance(spec)
         return spec if new_head else keep_head(spec, model_config)
 
     def spec_of_values(self, values: list[Any], named: list[str] | None, train: Split) -> Spec:
@@ -204,15 +213,16 @@ class SequenceClassification(Task):
         numbers = np.asarray(encoded) if spec.problem_type == REGRESSION else None
         baseline = metrics.baseline_scores(spec.problem_type, counts, len(values), numbers, label_names=None)
         plain = {k: float(v) for k, v in baseline.items() if np.isfinite(v)}
-        if (
-            self.own_loss
-            or self.class_weights
-            or self.pos_weight
-            or self.label_smoothing
-            or self.focal_gamma is not None
-        ):
-            plain.pop("loss", None)  # it is that of the plain loss, on another scale
-        return Spec(spec.problem_type, spec.label_names, counts, len(values), plain)
+        if not self.has_plain_loss:
+            plain.pop("loss", None)
+        found = Spec(spec.problem_type, spec.label_names, counts, len(values), plain)
+        self.check_balance(found)
+        return found
+
+    def check_balance(self, spec: Spec) -> None:
+        """Weights that cannot be balanced are an error before training, not in its first step."""
+        for setting in (self.class_weights, self.pos_weight):
+            self.weights(setting, spec, torch.empty(0))
 
     # ---- rows to tensors ---------------------------------------------------------------------------------------------
 
