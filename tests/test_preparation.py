@@ -521,6 +521,18 @@ def test_a_stream_keeps_a_probe_and_val_and_names_its_labels(tiny_model_dir, tmp
     assert without.probe() is None
 
 
+def test_the_baseline_of_a_stream_is_that_of_its_first_rows_unless_they_are_all_alike(tiny_model_dir, tmp_path):
+    task = SequenceClassification(label_names=["a", "b"])
+    path = write_stream(tmp_path, "jsonl", labelled(["a", "b", "a", "a"] * 5))
+    data = {"train": path, "streaming": True, "probe_size": 8}
+    for _ in range(2):  # tokenized, then from the cache
+        spec = prepared(tiny_model_dir, task=task, **data).spec
+        assert spec.baseline["accuracy"] == 0.75
+        assert (spec.label_counts, spec.num_rows) == ([], 0)
+    path = write_stream(tmp_path, "jsonl", labelled(["a"] * 10 + ["b"] * 10))
+    assert prepared(tiny_model_dir, task=task, **data).spec.baseline == {}
+
+
 def test_a_stream_takes_its_labels_from_a_class_label_in_any_order(tiny_model_dir, tmp_path):
     names = ["neg", "pos"]
     path = saved(tmp_path / "saved", train=with_class_label(names, [0, 1, 1] * 6))
