@@ -31,7 +31,8 @@ def fit(options: list[str], overwrite: bool = False, verbose: bool = False) -> N
     try:
         log.info("run      %s", cli.run_dir)
         # before any other process starts, so that a mistake in the data is told once; the others find the cache
-        datamodule.prepare("fit")
+        if is_rank_zero():
+            datamodule.prepare("fit")
         trainer.fit(module, datamodule=datamodule)
     except BaseException as error:
         record.fail(error)
