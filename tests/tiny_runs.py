@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from lit_tune.cli import Built, build
 from lit_tune.datamodule import TokenizedDataModule
@@ -152,7 +152,9 @@ def fit_scripted(
     **trainer: Any,
 ) -> tuple[L.Trainer, Scripted]:
     """Train the scripted module; by default one epoch per entry of the script."""
-    settings = {**QUIET, "max_epochs": len(script), "enable_checkpointing": True, **trainer}
+    # otherwise Lightning adds a checkpoint callback of its own, which writes into the working folder
+    saves = any(isinstance(c, ModelCheckpoint) for c in callbacks)
+    settings = {**QUIET, "max_epochs": len(script), "enable_checkpointing": saves, **trainer}
     run, module = L.Trainer(**settings, callbacks=list(callbacks)), Scripted(script)
     run.fit(module, datamodule=ScriptedData(batches, has_val))
     return run, module

@@ -22,7 +22,9 @@ def run(tmp_path_factory, tiny_model_dir):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LIT_TUNE_CACHE", str(folder / "cache"))
         train = write_csv(folder / "train.csv", toy_rows(40))
-        fit(built(tiny_model_dir, train, folder / "run", overfit__probe_size=0))
+        pretrained = shutil.copytree(tiny_model_dir, folder / "pretrained")
+        fit(built(pretrained, train, folder / "run", overfit__probe_size=0))
+        shutil.rmtree(pretrained)  # from here on the run is all there is
     return folder / "run"
 
 
@@ -65,7 +67,7 @@ def test_weights_labels_and_tokenizer_are_those_of_best(run, tmp_path):
 def test_without_a_run_the_configs_own_model_is_measured(run, tmp_path):
     module, datamodule = settings(run, **{"data.predict": "new.csv"})
     assert use_best_weights(RunDir(tmp_path / "none"), module, datamodule) is False
-    assert module.model_name.endswith("tiny_bert0")
+    assert module.model_name.endswith("pretrained")
 
 
 def test_another_model_than_the_runs_is_not_silently_ignored(run, capsys):
