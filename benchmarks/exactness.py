@@ -12,8 +12,8 @@ where the truth is ``backward()`` of torch's own mean loss over the rows in one 
 validation loss of 21 rows. Cells that are off are bold (or end in ``*``): a gradient by more than 1e-10, a loss by
 more than 1e-6 (HF Trainer's training log and Lightning's ``self.log``, which lit-tune's validation losses pass
 through, are float32). "flags" are ``loss_is_scaled_for_ga = False`` and ``average_tokens_across_devices=False``.
-Class weights and regression targets are exact in float32, to which lit-tune rounds them (1e-9 in the gradient
-otherwise). About a minute.
+Regression targets are exact in float32, to which lit-tune rounds them (1e-8 in the gradient otherwise). About a
+minute.
 """
 
 import argparse
@@ -62,8 +62,8 @@ NOTES = (
     "- Means of means are right where all micro-batches weigh the same: not with class weights, nor in a short window.",
     "- Lightning's self.log shows the newest micro-batch of rank zero, by design. On two ranks both peers evaluate "
     "some rows twice.",
-    "- Class weights and regression targets are exact in float32: lit-tune rounds both to float32, in float64 "
-    "runs too (1e-9 in the gradient otherwise, the same for every cut).",
+    "- Regression targets are exact in float32: lit-tune rounds them to float32, in float64 runs too (1e-8 in the "
+    "gradient otherwise, the same for every cut).",
 )
 """What the numbers come from; printed below them."""
 QUICK = ("4x4", "4x4, last 5 rows", "4")
