@@ -17,7 +17,13 @@ from typing import Any
 SETTINGS: dict[str, dict[str, Any]] = {
     "rotten_tomatoes": {"task": {}, "lr": 5e-5, "epochs": 1, "suffix": "csv"},
     "banking77": {"task": {}, "lr": 3e-4, "epochs": 2, "suffix": "csv"},
-    "goemotions": {"task": {"label_column": "labels"}, "lr": 5e-4, "epochs": 2, "suffix": "jsonl", "limit": 8000},
+    "goemotions": {
+        "task": {"label_column": "labels", "threshold": 0.3},
+        "lr": 2e-4,
+        "epochs": 3,
+        "suffix": "jsonl",
+        "limit": 8000,
+    },
     "sick": {"task": {"text_columns": ["sentence1", "sentence2"]}, "lr": 2e-4, "epochs": 2, "suffix": "csv"},
     "sick_regression": {
         "task": {"text_columns": ["sentence1", "sentence2"], "label_column": "score", "problem_type": "regression"},

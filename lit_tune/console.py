@@ -69,4 +69,6 @@ def log_to_file(path: Path) -> logging.Handler:
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
     log.addHandler(handler)
+    if log.getEffectiveLevel() > logging.INFO:  # the root's default would leave only warnings
+        log.setLevel(logging.INFO)
     return handler

@@ -102,4 +102,7 @@ class EvalBatchSampler:
         return -(-self.num_rows // (self.batch_size * self.num_ranks))
 
     def __iter__(self) -> Iterator[list[int]]:
-        yield from cut(range(self.num_rows), self.batch_size, self.num_ranks, self.rank)
+        step = self.batch_size * self.num_ranks
+        for start in range(0, self.num_rows, step):  # one cut at a time: memory stays flat in the number of rows
+            rows = range(start, min(start + step, self.num_rows))
+            yield from cut(rows, self.batch_size, self.num_ranks, self.rank)

@@ -70,3 +70,13 @@ def test_micro_batches_never_exceed_the_batch_size():
     for size in range(1, 40):
         for rank in range(3):
             assert all(len(b) <= 4 for b in cut(range(size), 4, 3, rank))
+
+
+def test_an_evaluation_sampler_holds_no_list_of_all_rows():
+    import tracemalloc
+
+    tracemalloc.start()
+    list(itertools.islice(EvalBatchSampler(10_000_000, 64, 2, 1), 10))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1_000_000
