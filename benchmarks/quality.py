@@ -19,8 +19,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "banking77": {"task": {}, "lr": 3e-4, "epochs": 2, "suffix": "csv"},
     "goemotions": {
         "task": {"label_column": "labels", "threshold": 0.3},
-        "lr": 2e-4,
-        "epochs": 3,
+        "lr": 1e-4,
+        "head_lr": 1e-3,
+        "epochs": 2,
         "suffix": "jsonl",
         "limit": 8000,
     },
@@ -47,7 +48,7 @@ def config_of(name: str, data: Path, model: str, seed: int, run_dir: Path) -> di
         "task": {"class_path": "SequenceClassification", "init_args": settings["task"]},
         "model": {"model_name_or_path": model},
         "data": {**files, "max_length": 128, "limit_train": settings.get("limit")},
-        "optimizer": {"lr": settings["lr"]},
+        "optimizer": {"lr": settings["lr"], "head_lr": settings.get("head_lr")},
         "trainer": {"max_epochs": settings["epochs"], "accelerator": "cpu", "log_every_n_steps": 100},
     }
 
