@@ -109,7 +109,7 @@ def test_any_batch_size_gives_the_same_numbers(kind, tiny_model_dir, tmp_path):
 @pytest.mark.parametrize("kind", ["single", "multi", "regression"])
 def test_two_ranks_give_the_same_numbers_for_every_count_of_rows(kind, tiny_model_dir, tmp_path):
     model = trained(tiny_model_dir, tmp_path / "model", kind)
-    for count in (1, 2, 3, 5, 8, 9, 17, 20):
+    for count in range(1, 21) if kind == "single" else (1, 2, 3, 5, 8, 9, 17, 20):
         data = write(tmp_path / f"test{count}.jsonl", rows_of(kind, count))
         reference = measure(model, data, 4, 1, tmp_path)
         assert_same(reference, measure(model, data, 4, 2, tmp_path), 1e-9)
