@@ -11,7 +11,7 @@ import yaml
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback
 
-from lit_tune.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
+from lit_tune.callbacks.checkpoints import BestCheckpoint, LastCheckpoint, step_of
 from lit_tune.console import configure_logging, log_to_file
 from lit_tune.errors import NumericsError, StorageError
 from lit_tune.run_dir import MANIFEST_FORMAT, RunDir, environment
@@ -184,15 +184,6 @@ class RunRecord(Callback):
             log.removeHandler(self._handler)
             self._handler.close()
             self._handler = None
-
-
-def step_of(checkpoint: Path) -> int:
-    """The optimizer step in a checkpoint's name.
-
-    >>> step_of(Path("checkpoints/best-0000120.ckpt"))
-    120
-    """
-    return int(checkpoint.stem.rpartition("-")[2])
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
