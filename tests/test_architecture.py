@@ -7,14 +7,16 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "lit_tune"
 RANK = {  # a unit may import only units of a strictly lower rank; equal rank = may not know each other
     "errors": 0,
+    "durable": 1,
     "imports": 1,
-    "run_dir": 1,
+    "interrupts": 1,
     "console": 1,
     "losses": 1,
     "metrics": 1,
     "stats": 1,
     "data": 2,
     "models": 2,
+    "run_dir": 2,
     "optim": 3,
     "tasks": 4,
     "preparation": 5,
@@ -28,7 +30,7 @@ RANK = {  # a unit may import only units of a strictly lower rank; equal rank = 
     "commands": 9,
     "__main__": 10,
 }
-LIGHT = {"errors", "imports", "run_dir", "losses", "metrics", "stats"}
+LIGHT = {"errors", "durable", "imports", "interrupts", "run_dir", "losses", "metrics", "stats"}
 """Units that know neither transformers nor lightning."""
 MAX_LINES, MAX_FUNCTION_LINES = 350, 60
 BANNED_STEMS = {"utils", "util", "helpers", "helper", "common", "misc", "core", "base_utils", "manager"}
