@@ -7,7 +7,7 @@ line prints it without a traceback and exits with the class's code; Python users
 
 import difflib
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 MAX_MESSAGE_LINES = 6
 
@@ -29,6 +29,10 @@ class LitTuneError(ValueError):
         if fix:
             lines.append(f"Fix: {fix}")
         super().__init__("\n".join(lines))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled by its parts: what a worker process raises reaches the main one with place and remedy."""
+        return _rebuilt, (type(self), self.what, self.where, self.fix)
 
 
 class ConfigError(LitTuneError):
@@ -84,6 +88,13 @@ class ProblemList(LitTuneError):  # noqa: N818 - several of them
         self.problems = problems
         self.exit_code = problems[0].exit_code  # type: ignore[misc]
         ValueError.__init__(self, "\n\n".join(str(p) for p in problems))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ProblemList, (self.problems,)
+
+
+def _rebuilt(cls: type[LitTuneError], what: str, where: str | None, fix: str | None) -> LitTuneError:
+    return cls(what, where=where, fix=fix)
 
 
 def raise_problems(problems: list[LitTuneError]) -> None:
