@@ -22,6 +22,7 @@ from lit_tune.models.load import build_model, load_config, recompute_activations
 from lit_tune.optim.clipping import scale_and_clip
 from lit_tune.optim.optimizers import OptimizerSettings, build_optimizer
 from lit_tune.optim.schedules import ScheduleSettings, build_schedule, schedule_config
+from lit_tune.seeds import batch_seed, seed_everything
 from lit_tune.stats.settings_in_use import main_dropout
 from lit_tune.tasks.base import Batch, Spec, Task
 
@@ -193,10 +194,14 @@ class FineTuneModule(L.LightningModule):
         log.debug("%s", self.model)
 
     def on_train_start(self) -> None:
-        """Scale of the losses, empty windows, and dropout that differs between ranks."""
-        torch.manual_seed(self.trainer.datamodule.default_seed + self.trainer.global_rank)  # type: ignore[attr-defined]
+        """Scale of the losses, and an empty window."""
         self._loss_scale = self.loss_scale()
         self.start_window()
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Dropout, and whatever else is random, depends on nothing but the place in the run."""
+        base, trainer = self.trainer.datamodule.default_seed, self.trainer  # type: ignore[attr-defined]
+        seed_everything(batch_seed(base, trainer.current_epoch, batch_idx, trainer.global_rank))
 
     def loss_scale(self) -> float:
         """The constant that keeps raw sums small: a power of two, so that dividing by it is exact.

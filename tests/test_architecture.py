@@ -12,6 +12,7 @@ RANK = {  # a unit may import only units of a strictly lower rank; equal rank = 
     "interrupts": 1,
     "console": 1,
     "losses": 1,
+    "seeds": 1,
     "metrics": 1,
     "stats": 1,
     "data": 2,

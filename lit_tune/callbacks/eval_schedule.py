@@ -48,7 +48,8 @@ class EvalSchedule(Callback):
         trainer.check_val_every_n_epoch = 1
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The last step of the run is known here."""
+        """The last step of the run is known here; before the first batch nothing is due."""
+        trainer.val_check_batch = NEVER
         self.total_steps = trainer.datamodule.total_steps()  # type: ignore[attr-defined]
 
     def on_train_batch_start(

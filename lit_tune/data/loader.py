@@ -82,6 +82,7 @@ class BatchLoader:
         seed: int = 0,
     ) -> None:
         self.batch_sampler = batch_sampler
+        self.seed, self._generator = seed, torch.Generator()
         quiet_forks(num_workers)
         self._loader = DataLoader(
             EncodedRows(rows, collator),
@@ -90,14 +91,24 @@ class BatchLoader:
             num_workers=num_workers,
             pin_memory=pin_memory,
             persistent_workers=persistent_workers and num_workers > 0,
-            generator=torch.Generator().manual_seed(seed),
+            generator=self._generator,
         )
 
     def __len__(self) -> int:
         return len(self.batch_sampler)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        self._generator.manual_seed(self.seed)  # not by how often it was read: a resumed run has read it less often
         return iter(self._loader)
+
+    def state_dict(self) -> dict[str, int]:
+        """Nothing: what was fetched ahead is not what was trained on; ``checkpointing`` writes the position."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Begin the next reading in an epoch, after so many micro-batches of it."""
+        if isinstance(self.batch_sampler, TrainBatchSampler):
+            self.batch_sampler.epoch, self.batch_sampler.start = state["epoch"], state["batch"]
 
 
 class StreamBatches(IterableDataset):
@@ -134,10 +145,13 @@ class StreamBatches(IterableDataset):
         self.read, self.encode, self.collator = read, encode, collator
         self.batch_size, self.accumulate, self.num_ranks, self.rank = batch_size, accumulate, num_ranks, rank
         self.seed, self.block_size, self.epoch = seed, block_size, 0
+        self.start = 0
+        """Micro-batches of this epoch that are left out, as in ``TrainBatchSampler``; their rows are not encoded."""
 
     def set_epoch(self, epoch: int) -> None:
         """Called through the loader's ``sampler``."""
-        self.epoch = epoch
+        if epoch != self.epoch:
+            self.epoch, self.start = epoch, 0
 
     def windows(self) -> Iterator[list[tuple[int, dict[str, Any]]]]:
         """Rows of one optimizer step after another: (position in the stream, row)."""
@@ -176,7 +190,8 @@ class StreamBatches(IterableDataset):
         try:
             for window in self.windows():
                 for picks in cut(range(len(window)), self.batch_size, self.num_ranks, self.rank):
-                    if turn % num_workers == worker_id:  # the loader takes one batch from each worker in turn
+                    # the loader takes one batch from each worker in turn
+                    if turn >= self.start and (turn - self.start) % num_workers == worker_id:
                         yield self.batch(window, picks)
                     turn += 1
         except LitTuneError as error:
@@ -207,6 +222,14 @@ class StreamLoader:
             pin_memory=pin_memory,
             generator=torch.Generator().manual_seed(seed),
         )
+
+    def state_dict(self) -> dict[str, int]:
+        """Nothing: what was fetched ahead is not what was trained on; ``checkpointing`` writes the position."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Begin the next reading in an epoch, after so many micro-batches of it."""
+        self.sampler.epoch, self.sampler.start = state["epoch"], state["batch"]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for batch in self._loader:

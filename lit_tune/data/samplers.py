@@ -65,6 +65,8 @@ class TrainBatchSampler:
         self.num_rows, self.batch_size, self.accumulate = num_rows, batch_size, accumulate
         self.num_ranks, self.rank, self.seed = num_ranks, rank, seed
         self.epoch = 0
+        self.start = 0
+        """Micro-batches of this epoch that are left out: a resumed run has trained on them already."""
 
     @property
     def sampler(self) -> "TrainBatchSampler":
@@ -73,7 +75,8 @@ class TrainBatchSampler:
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch."""
-        self.epoch = epoch
+        if epoch != self.epoch:
+            self.epoch, self.start = epoch, 0
 
     def __len__(self) -> int:
         return num_cuts(self.num_rows, self.batch_size, self.num_ranks, self.accumulate)
@@ -81,8 +84,11 @@ class TrainBatchSampler:
     def __iter__(self) -> Iterator[list[int]]:
         order = epoch_order(self.num_rows, self.seed, self.epoch)
         window = self.batch_size * self.num_ranks * self.accumulate
-        for start in range(0, self.num_rows, window):
-            yield from cut(order[start : start + window].tolist(), self.batch_size, self.num_ranks, self.rank)
+        steps_left_out, left_out = divmod(self.start, self.accumulate)
+        for start in range(steps_left_out * window, self.num_rows, window):
+            micro = cut(order[start : start + window].tolist(), self.batch_size, self.num_ranks, self.rank)
+            yield from micro[left_out:]
+            left_out = 0
 
 
 class EvalBatchSampler:

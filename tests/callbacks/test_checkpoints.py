@@ -8,9 +8,8 @@ import torch
 from tiny_runs import fit_plain, fit_scripted
 from toy import toy_rows, write_csv
 
-from lit_tune.callbacks.checkpoints import BestCheckpoint, build_checkpoint_callbacks
+from lit_tune.callbacks.checkpoints import BestCheckpoint, build_checkpoint_callbacks, step_of
 from lit_tune.callbacks.eval_schedule import EvalSchedule
-from lit_tune.callbacks.run_record import step_of
 
 NAN = math.nan
 
