@@ -11,10 +11,12 @@ import platform
 import shutil
 import subprocess
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
+from lit_tune.durable import HASH, write_durably
 from lit_tune.errors import StorageError
 
 ARTEFACTS = (
@@ -124,20 +126,24 @@ class RunDir:
         """The manifest, or an empty dict where there is none.
 
         Raises:
-            StorageError: It is there and cannot be read.
+            StorageError: It is there, and cannot be read or is not what was written.
         """
-        if not self.manifest.is_file():
+        if not self.manifest.exists():
             return {}
         try:
-            return json.loads(self.manifest.read_text("utf-8"))
+            return unseal(self.manifest.read_bytes())
         except (OSError, ValueError) as e:
             raise StorageError(
                 f"cannot be read: {e}", where=str(self.manifest), fix="restore it, or a new run_dir"
             ) from e
 
     def write(self, manifest: dict[str, Any]) -> None:
-        """Replace the manifest in one step, so that a reader never sees half of it."""
-        write_json(self.manifest, manifest)
+        """Replace the manifest in one step, sealed with its own hash: a reader never sees half of it, or damage.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
+        _replace(self.manifest, seal(manifest))
 
     def update(self, fields: dict[str, Any]) -> None:
         """Change some of the manifest's fields."""
@@ -150,19 +156,46 @@ def write_json(path: Path, value: Any) -> None:
     Raises:
         StorageError: It cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    _replace(path, _json_bytes(value))
+
+
+def _replace(path: Path, data: bytes) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(finite(value), file, indent=2, ensure_ascii=False, allow_nan=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_durably(path, data)
     except OSError as e:
-        with suppress(OSError):  # the first error is the one to tell
-            temporary.unlink(missing_ok=True)
         raise StorageError(f"cannot be written: {e.strerror}", where=str(path), fix="free some space") from e
+
+
+def _json_bytes(value: Any) -> bytes:
+    text = json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False)
+    return (text + "\n").encode("utf-8")
+
+
+_NO_DIGEST = b"0" * 32
+
+
+def seal(manifest: dict[str, Any]) -> bytes:
+    """JSON whose last key is the hash of the text, with zeros in the place of the hash."""
+    fields = {key: value for key, value in manifest.items() if key != HASH}
+    text = _json_bytes({**fields, HASH: _NO_DIGEST.decode()})
+    place = text.rindex(_NO_DIGEST)
+    digest = xxhash.xxh3_128_hexdigest(text).encode()
+    return text[:place] + digest + text[place + len(digest) :]
+
+
+def unseal(data: bytes) -> dict[str, Any]:
+    """What :func:`seal` was given.
+
+    Raises:
+        ValueError: A byte differs from what was written.
+    """
+    head, key, tail = data.rpartition(f'"{HASH}": "'.encode())
+    digest = tail[: len(_NO_DIGEST)]
+    if not key or xxhash.xxh3_128_hexdigest(head + key + _NO_DIGEST + tail[len(digest) :]).encode() != digest:
+        raise ValueError("it is damaged, or was changed by hand: its own hash does not fit")
+    fields = json.loads(data)
+    del fields[HASH]
+    return fields
 
 
 def finite(value: Any) -> Any:

@@ -22,7 +22,7 @@ def earlier_run(path, **manifest):
         else:
             target.mkdir()
             (target / "content").write_text("x")
-    write_json(path / "manifest.json", {"status": "complete", "trained": True, **manifest})
+    RunDir(path).write({"status": "complete", "trained": True, **manifest})
     (path / "notes.txt").write_text("mine")
     return RunDir(path)
 

@@ -1,1 +1,1 @@
-"""Durable checkpoints and exact resume (the seam; Lightning's own checkpoints for now)."""
+"""Checkpoints that survive a crash in the middle of a save, and are never used unverified."""

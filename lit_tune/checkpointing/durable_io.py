@@ -1,0 +1,199 @@
+"""How a checkpoint reaches the disk: streamed, synced, verified, entered in the manifest, and only then named."""
+
+import errno
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, cast
+
+import torch
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+from lit_tune.checkpointing.entries import add_entry, drop_entries, entry_of, name_in
+from lit_tune.checkpointing.verified import check_format, checked
+from lit_tune.durable import (
+    Fingerprint,
+    HashedFile,
+    check_free_space,
+    discard,
+    fingerprint,
+    sync_folder,
+    temporary_of,
+)
+from lit_tune.errors import StorageError
+from lit_tune.run_dir import RunDir
+
+log = logging.getLogger("lit_tune")
+
+RETRIED = (errno.EIO, errno.ESTALE, errno.EDQUOT)
+"""What a network file system says while it is in trouble. After a failed fsync the kernel forgets which pages were not
+written, so that the whole file is written again."""
+
+PAUSES_SECONDS = (0.1, 1.0)
+"""Before the second and the third try."""
+
+
+class DurableCheckpointIO(CheckpointIO):
+    """Checkpoints of one run directory: whole, verified and known to its manifest, or not there.
+
+    A save streams into a temporary file in the target's folder, waits for the disk, reads back and compares, enters
+    size and hash in the manifest, renames, and waits for the folder. The manifest comes first: an entry without a file
+    does no harm, a file without an entry cannot be verified.
+
+    Args:
+        run_dir: Whose manifest knows the checkpoints.
+    """
+
+    def __init__(self, run_dir: RunDir) -> None:
+        self.run_dir = run_dir
+
+    @rank_zero_only
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint; returns when it would survive a power cut.
+
+        Raises:
+            StorageError: It cannot be written. The files that were there are what they were.
+        """
+        target = local(path)
+        if storage_options is not None:
+            raise StorageError("storage_options have no effect here", where=str(target), fix="leave them out")
+        temporary = temporary_of(target)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            check_free_space(target.parent, checkpoint_bytes(checkpoint))
+            written = retried(lambda: write_verified(checkpoint, temporary), target)
+            entry = entry_of(self.run_dir, target, checkpoint, written)
+            add_entry(self.run_dir, entry)
+            os.replace(temporary, target)
+        except OSError as e:
+            discard(temporary)
+            raise StorageError(
+                f"the checkpoint cannot be written: {e.strerror or e}",
+                where=str(target),
+                fix="free some space" if e.errno in (errno.ENOSPC, errno.EDQUOT) else "a run_dir on a disk that works",
+            ) from e
+        except BaseException:
+            discard(temporary)
+            raise
+        self._settle(target, entry)
+
+    def _settle(self, target: Path, entry: dict[str, Any]) -> None:
+        try:
+            sync_folder(target.parent)
+        except OSError as e:
+            raise StorageError(
+                f"the checkpoint may not survive a power cut: {e.strerror}", where=str(target), fix="check the disk"
+            ) from e
+        try:
+            drop_entries(self.run_dir, entry["path"], but=entry)
+        except StorageError as e:  # an entry of a file that was replaced does no harm
+            log.warning("the manifest keeps an entry too many: %s", e)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint whose size and hash are what the manifest says.
+
+        Args:
+            path: A file of this run, or of another run directory.
+            map_location: As for ``torch.load``.
+            weights_only: A checkpoint is data: plain types and tensors are all that is ever read.
+
+        Raises:
+            StorageError: Damaged, unknown, of another format, or not there.
+        """
+        source = local(path)
+        if weights_only is False:
+            raise StorageError("a checkpoint with code in it is never loaded", where=str(source), fix="weights_only")
+        entry = checked(self.run_dir, source)
+        check_format(entry, source)
+        return torch.load(source, map_location=map_location or "cpu", weights_only=True, mmap=False)
+
+    @rank_zero_only
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Delete a checkpoint and forget it.
+
+        Raises:
+            StorageError: It cannot be deleted.
+        """
+        target = local(path)
+        try:
+            target.unlink(missing_ok=True)
+        except OSError as e:
+            raise StorageError(f"cannot be deleted: {e.strerror}", where=str(target), fix="delete it yourself") from e
+        drop_entries(self.run_dir, name_in(self.run_dir, target))
+
+
+def local(path: str | Path) -> Path:
+    """The path as a file here.
+
+    Raises:
+        StorageError: It is a URL.
+    """
+    if "://" in str(path):
+        raise StorageError("checkpoints are files on this machine, not URLs", where=str(path), fix="a local path")
+    return Path(path)
+
+
+def write_verified(checkpoint: dict[str, Any], path: Path) -> Fingerprint:
+    """Stream a checkpoint to the disk, read it back, compare.
+
+    Returns:
+        Size and hash.
+
+    Raises:
+        OSError: It cannot be written, or what is read is not what was written.
+    """
+    file = HashedFile(path)
+    try:
+        torch.save(checkpoint, cast(IO[bytes], file))
+        written = file.finish()
+    except RuntimeError:
+        file.finish()  # torch's writer reports a failed write as an archive of the wrong length
+        raise
+    finally:
+        file.close()
+    if fingerprint(path) != written:
+        raise OSError(errno.EIO, "what is read back is not what was written", str(path))
+    return written
+
+
+def retried(write: Callable[[], Fingerprint], target: Path) -> Fingerprint:
+    """Try again what may be a moment's trouble.
+
+    Raises:
+        OSError: The last try's.
+    """
+    for pause in PAUSES_SECONDS:
+        try:
+            return write()
+        except OSError as e:
+            if e.errno not in RETRIED:
+                raise
+            log.warning("%s: %s; trying again", target, e.strerror)
+            time.sleep(pause)
+    return write()
+
+
+def checkpoint_bytes(checkpoint: Any) -> int:
+    """Size of the file that a checkpoint will be: its tensors, and 1 MiB for all else.
+
+    >>> checkpoint_bytes({"a": [torch.zeros(1_000_000), {"b": torch.zeros(10, dtype=torch.int8)}], "c": "x"}) - 2**20
+    4000010
+    """
+    storages = {s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in _tensors(checkpoint))}
+    return sum(storages.values()) + (1 << 20)
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for inner in value.values():
+            yield from _tensors(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _tensors(inner)
