@@ -212,11 +212,14 @@ class FineTuneModule(L.LightningModule):
         expected = self.trainer.datamodule.effective_batch * self.task.targets_per_row(self.spec)  # type: ignore[attr-defined]
         return 2.0 ** round(math.log2(max(1.0, expected)))
 
+    @property
+    def sums_dtype(self) -> torch.dtype:
+        """Sums of losses are kept in float64, which MPS lacks."""
+        return torch.float32 if self.device.type == "mps" else torch.float64
+
     def start_window(self) -> None:
         """Forget the sums of the last accumulation window."""
-        self._window = torch.zeros(
-            2, dtype=torch.float64 if self.device.type != "mps" else torch.float32, device=self.device
-        )
+        self._window = torch.zeros(2, dtype=self.sums_dtype, device=self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """A micro-batch: the summed loss over a constant, times what Lightning divides by."""
@@ -301,6 +304,14 @@ class FineTuneModule(L.LightningModule):
         stages = VAL_STAGES[: len(loaders) if isinstance(loaders, list) else 1]
         for stage in stages:
             self.log_dict(self.finish_stage(stage), logger=False, add_dataloader_idx=False)
+        self.step_plateau_schedules()
+
+    def step_plateau_schedules(self) -> None:
+        """ReduceLROnPlateau moves with each validation, before any checkpoint of this step is written."""
+        for config in self.trainer.lr_scheduler_configs:
+            if config.reduce_on_plateau and config.monitor is not None:
+                value = scalars(self.evaluated["val"]).get(config.monitor.removeprefix("val/"))
+                config.scheduler.step(math.nan if value is None else value)  # type: ignore[arg-type]
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """The test split."""

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, EarlyStopping
@@ -44,6 +45,24 @@ class PatientStopping(EarlyStopping):
             self.min_delta = sign * abs(self.min_delta)
             self.best_score = self.best_score.new_tensor(-sign * float("inf"))
         super().setup(trainer, pl_module, stage)
+
+    @property
+    def state_key(self) -> str:
+        """One per run, whatever it monitors."""
+        return type(self).__name__
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Count on from where the checkpoint was written, with the patience of the config."""
+        if state_dict["monitor"] == self.monitor:
+            super().load_state_dict({**state_dict, "patience": self.patience})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Lightning's, and which metric it is about."""
+        return {**super().state_dict(), "monitor": self.monitor}
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """A run that had stopped already does not go on, unless its patience was raised."""
+        trainer.should_stop = trainer.should_stop or self.wait_count >= self.patience
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say it once, with the numbers."""

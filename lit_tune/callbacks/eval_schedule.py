@@ -6,6 +6,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from lit_tune.callbacks.monitor import resolve_monitor
 from lit_tune.errors import ConfigError
 
 NEVER = sys.maxsize
@@ -32,7 +33,7 @@ class EvalSchedule(Callback):
         """Take ``check_val_every_n_epoch`` over from Lightning.
 
         Raises:
-            ConfigError: Steps and epochs are both given.
+            ConfigError: Steps and epochs are both given, or the schedule watches a metric that is never logged.
         """
         if stage != "fit":
             return
@@ -46,6 +47,9 @@ class EvalSchedule(Callback):
         if epochs > 1:  # a second fit with the same trainer finds the 1 that the first has left
             self.every_n_epochs = epochs
         trainer.check_val_every_n_epoch = 1
+        schedule = getattr(pl_module, "schedule_settings", None)
+        if schedule is not None and schedule.monitor is not None:  # ReduceLROnPlateau moves with each validation
+            resolve_monitor(trainer, schedule.monitor, "lr_schedule.monitor")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The last step of the run is known here; before the first batch nothing is due."""

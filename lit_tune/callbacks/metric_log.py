@@ -27,19 +27,34 @@ class MetricLog(Callback):
     def __init__(self) -> None:
         self.throughput = Throughput()
         self.sums: Any = None
+        """(2,) loss sum and denominator of the steps since the last line; a list when it comes from a checkpoint."""
         self.latest: dict[str, float] = {}
         self.fresh = False
         """Whether ``latest`` was measured at this step; cleared by who has shown it."""
         self.seen_step = 0
 
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Start afresh; a checkpoint's state is loaded after this."""
+        self.sums = None
+
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """The baseline stands beside the result from the start."""
-        self.sums, self.seen_step = None, trainer.global_step
+        if self.sums is not None:
+            self.sums = torch.tensor(self.sums, dtype=pl_module.sums_dtype, device=pl_module.device)
+        self.seen_step = trainer.global_step
         self.total_steps = trainer.datamodule.total_steps()
         self.throughput.reset()
         baseline = {f"baseline/{k}": v for k, v in pl_module.spec.baseline.items()}
-        if baseline:
+        if baseline and trainer.global_step == 0:
             self.write(trainer, baseline)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next line averages over."""
+        return {"sums": None if self.sums is None else self.sums.tolist()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The next line covers the steps before the interruption too."""
+        self.sums = state_dict["sums"]
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Count every batch; log where a step was taken and a line is due."""

@@ -88,10 +88,22 @@ class OverfitCallback(Callback):
             write(trainer, verdict)
             self._say(trainer, pl_module, verdict, before)
         # the metrics are equal on all ranks, so all ranks decide the same
-        if self.action == "stop" and verdict.state in STOPS and verdict.numbers["since_best"] > 0:
+        if self._stops():
             trainer.should_stop = True
             if trainer.is_global_zero:
                 log.warning("overfit.action stop: training ends here, at step %d", trainer.global_step)
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """A run that had stopped already does not go on."""
+        if self._saved is not None:
+            self._current(trainer)
+            trainer.should_stop = trainer.should_stop or self._stops()
+
+    def _stops(self) -> bool:
+        """Whether the newest verdict ends the run."""
+        verdict = self.last_verdict
+        is_bad = verdict is not None and verdict.state in STOPS and verdict.numbers["since_best"] > 0
+        return self.action == "stop" and is_bad
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say the verdict over the whole run."""

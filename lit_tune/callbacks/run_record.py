@@ -37,6 +37,7 @@ class RunRecord(Callback):
         self.result: dict[str, Any] = {}
         self.baseline: dict[str, float] = {}
         self.claimed = self.failed = self.finished = False
+        self.seconds_before = self.started = 0.0
         self._handler: logging.Handler | None = None
 
     @rank_zero_only
@@ -79,6 +80,18 @@ class RunRecord(Callback):
             }
         )
 
+    def state_dict(self) -> dict[str, Any]:
+        """The validations so far and the time they took."""
+        return {"history": [dict(h) for h in self.history], "seconds": self.seconds()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.history, self.seconds_before = list(state_dict["history"]), state_dict["seconds"]
+
+    def seconds(self) -> float:
+        """Training time, that before an interruption included."""
+        return round(self.seconds_before + time.perf_counter() - self.started, 1)
+
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Start the clock; the loggers get the config."""
         self.started = time.perf_counter()
@@ -102,8 +115,11 @@ class RunRecord(Callback):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Gather the result; export comes after this and reads it."""
-        if trainer.fast_dev_run:
-            return
+        if not trainer.fast_dev_run:
+            self.gather(trainer, pl_module)
+
+    def gather(self, trainer: Any, pl_module: Any) -> None:
+        """The result, from the validations so far."""
         best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), None)
         chosen = self.history[-1] if self.history else {}
         if best is not None and best.best_model_path:
@@ -113,7 +129,7 @@ class RunRecord(Callback):
         self.result = {
             "steps": trainer.global_step,
             "epochs": trainer.current_epoch,
-            "seconds": round(time.perf_counter() - self.started, 1),
+            "seconds": self.seconds(),
             "monitor": best.monitor if best is not None and self.history else None,
             "final_metrics": plain(self.history[-1]) if self.history else {},
             "best_metrics": plain(self.best),
@@ -135,6 +151,8 @@ class RunRecord(Callback):
         """
         if trainer.global_step == 0:
             raise NumericsError("no optimizer step was taken", where="trainer", fix="more rows, epochs or max_steps")
+        if not self.result and not trainer.fast_dev_run:
+            self.gather(trainer, pl_module)  # resumed after its last step: Lightning calls no on_train_end
 
     def checkpoints(self, trainer: Any) -> list[dict[str, Any]]:
         """Each checkpoint kept: path, step, size, hash."""

@@ -6,6 +6,7 @@ step of a run uses ``multiplier(0)``. All values equal ``transformers.get_schedu
 
 import logging
 import math
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
@@ -98,7 +99,7 @@ class ScheduleSettings:
         power: Exponent of ``polynomial``; 1 is a straight line.
         lr_end: Learning rate at the end of ``polynomial``.
         interval: When a torch scheduler moves on: after each optimizer step or after each epoch. ReduceLROnPlateau
-            always moves with the validation at an epoch's end.
+            moves with each validation.
         monitor: Metric that ReduceLROnPlateau watches, e.g. ``val/loss``.
         init_args: Arguments of a torch scheduler: ``{gamma: 0.9}``. ``T_max`` and ``total_steps`` are filled in.
 
@@ -222,7 +223,8 @@ def schedule_config(settings: ScheduleSettings, scheduler: LRScheduler) -> dict[
     """What Lightning's ``configure_optimizers`` takes as ``lr_scheduler``."""
     config: dict[str, Any] = {"scheduler": scheduler, "interval": settings.interval, "frequency": 1}
     if isinstance(scheduler, ReduceLROnPlateau):
-        config.update(interval="epoch", monitor=settings.monitor, strict=True)
+        # the module moves it; Lightning's way is after the hook in which checkpoints are written, and not on resume
+        config.update(interval="epoch", frequency=sys.maxsize, monitor=settings.monitor)
     return config
 
 
