@@ -6,14 +6,15 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 
 from lit_tune.callbacks.monitor import mode_of, resolve_monitor
+from lit_tune.callbacks.patient_checkpoint import PatientCheckpoint
 
 log = logging.getLogger("lit_tune")
 
 
-class BestCheckpoint(ModelCheckpoint):
+class BestCheckpoint(PatientCheckpoint):
     """Keeps the checkpoints with the best monitored metric; a metric that is not a number is never best.
 
     Args:
@@ -65,7 +66,7 @@ class BestCheckpoint(ModelCheckpoint):
         return super().check_monitor_top_k(trainer, current)
 
 
-class LastCheckpoint(ModelCheckpoint):
+class LastCheckpoint(PatientCheckpoint):
     """Keeps the newest checkpoints.
 
     Args:

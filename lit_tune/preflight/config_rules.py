@@ -9,7 +9,13 @@ from typing import Any
 
 from lit_tune.errors import ConfigError, LitTuneError
 from lit_tune.preflight.situation import Rule, Situation
-from lit_tune.preflight.trainer_rules import hardware, precision, refused_trainer_options, trainer_names
+from lit_tune.preflight.trainer_rules import (
+    checkpoint_writers,
+    hardware,
+    precision,
+    refused_trainer_options,
+    trainer_names,
+)
 
 LABEL_FIELDS = ("num_labels", "id2label", "label2id", "problem_type")
 # Tokens of Hugging Face, GitHub, AWS and OpenAI as their issuers document them; config.yaml is copied around freely.
@@ -239,6 +245,7 @@ def secrets(s: Situation) -> Iterator[LitTuneError]:
 
 RULES: tuple[Rule, ...] = (
     refused_trainer_options,
+    checkpoint_writers,
     trainer_names,
     hardware,
     precision,

@@ -3,9 +3,11 @@
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch.strategies import StrategyRegistry
 
 from lit_tune.errors import ConfigError, HardwareError, LitTuneError, nearest
+from lit_tune.imports import import_class
 from lit_tune.preflight.situation import Situation
 
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
@@ -88,6 +90,21 @@ def trainer_names(s: Situation) -> Iterator[LitTuneError]:
     algorithm = s["trainer.gradient_clip_algorithm"]
     if algorithm not in (None, "norm", "value"):
         yield _unknown_name("trainer.gradient_clip_algorithm", algorithm, ("norm", "value"), "norm")
+
+
+def checkpoint_writers(s: Situation) -> Iterator[LitTuneError]:
+    """Another way to write checkpoints: nobody could tell then which of them are whole."""
+    plugins = s["trainer.plugins"]
+    given = [("trainer.plugins", p) for p in (plugins if isinstance(plugins, list) else [plugins])]
+    key = "trainer.strategy.init_args.checkpoint_io"
+    for where, plugin in [*given, (key, s[key])]:
+        path = plugin.get("class_path") if isinstance(plugin, dict) else None
+        if path and issubclass(import_class(path, where=where), CheckpointIO):
+            yield ConfigError(
+                f"{path} is refused: checkpoints are written durably, with hashes in manifest.json, or not resumed",
+                where=where,
+                fix="leave it out",
+            )
 
 
 def hardware(s: Situation) -> Iterator[LitTuneError]:

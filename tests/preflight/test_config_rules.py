@@ -41,6 +41,9 @@ def test_a_good_config_has_no_contradiction_on_any_machine(good_config):
             assert found(good_config, {}, verb, accelerators, count) == []
 
 
+ASYNC_IO = "lightning.pytorch.plugins.io.AsyncCheckpointIO"
+DDP = "lightning.pytorch.strategies.DDPStrategy"
+
 CONTRADICTIONS = [
     ({"trainer.use_distributed_sampler": True}, "trainer.use_distributed_sampler"),
     ({"trainer.overfit_batches": 2}, "trainer.overfit_batches"),
@@ -120,6 +123,12 @@ CONTRADICTIONS = [
     ({"model.from_scratch": True, "model.new_head": True}, "model.new_head"),
     ({"model.from_scratch": True, "model.freeze": "backbone"}, "model.freeze"),
     ({"model.config_overrides.num_labels": 3}, "model.config_overrides.num_labels"),
+    ({"trainer.plugins": {"class_path": ASYNC_IO, "init_args": {}}}, "trainer.plugins"),
+    ({"trainer.plugins": [{"class_path": ASYNC_IO}]}, "trainer.plugins"),
+    (
+        {"trainer.strategy": {"class_path": DDP, "init_args": {"checkpoint_io": {"class_path": ASYNC_IO}}}},
+        "trainer.strategy.init_args.checkpoint_io",
+    ),
     ({"wandb.notes": "key hf_" + "a1B2" * 8, "logger": "wandb"}, "wandb.notes"),
 ]
 
@@ -165,6 +174,7 @@ def test_a_contradiction_of_a_gpu_is_found(good_config, changes, accelerators, w
         ({"logger": ["tensorboard", "wandb"], "wandb.project": "hikes"}, (), 0),
         ({"early_stopping.patience": 3, "early_stopping.monitor": "val/f1"}, (), 0),
         ({"trainer.max_epochs": -1, "trainer.max_time": "00:01:00:00"}, (), 0),
+        ({"trainer.plugins": {"class_path": "lightning.pytorch.plugins.environments.SLURMEnvironment"}}, (), 0),
         ({"trainer.strategy": "ddp_find_unused_parameters_true"}, (), 0),
     ],
 )

@@ -1,0 +1,104 @@
+"""Weights that are not trained are written once, by whoever made the base model, and not into every checkpoint."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import xxhash
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from torch import nn
+
+from lit_tune.errors import StorageError
+
+KEY = "frozen_weights"
+"""Entry of a ``state_dict`` that stands for the parameters left out of it: name -> [dtype, hash]."""
+
+Reference = dict[str, list[str]]
+
+
+class FrozenWeights(Callback):
+    """Leaves frozen parameters out of checkpoints; loading takes them from the base model and compares their hashes.
+
+    It hangs on the module's ``state_dict`` and ``load_state_dict``, so that everything that saves or loads a checkpoint
+    goes through it. Left out is what was frozen when training began and still has the bytes it had then; buffers never.
+    """
+
+    def __init__(self) -> None:
+        self.base: Reference = {}
+        """The parameters that are as the base model has them."""
+        self._loaded: set[str] | None = None
+        self._module: LightningModule | None = None
+        self._seen: dict[str, tuple[tuple[Any, ...], list[str]]] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Hang on the module, before a checkpoint is loaded into it."""
+        self.base, self._loaded, self._seen = {}, None, {}
+        if self._module is not pl_module:
+            self._module = pl_module
+            pl_module.register_state_dict_post_hook(self.leave_out)
+            pl_module.register_load_state_dict_pre_hook(self.fill_in)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember the frozen parameters; one that a checkpoint brought along is not the base model's."""
+        self.base = {
+            name: self.identity(name, parameter)
+            for name, parameter in frozen_parameters(pl_module)
+            if self._loaded is None or name in self._loaded
+        }
+
+    def leave_out(self, module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: Any) -> None:
+        """Replace in a ``state_dict`` what the base model has by a reference."""
+        reference = {
+            name: self.base[name]
+            for name, parameter in frozen_parameters(module)
+            if self.base.get(name) == self.identity(name, parameter)
+        }
+        for name in reference:
+            state_dict.pop(prefix + name, None)
+        if reference:
+            state_dict[prefix + KEY] = reference
+
+    def fill_in(self, module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+        """Put the base model's parameters, which the module has, where the reference stands.
+
+        Raises:
+            StorageError: They are not those that the checkpoint was trained with.
+        """
+        reference: Reference = state_dict.pop(prefix + KEY, {})
+        own = dict(module.named_parameters(remove_duplicate=False))
+        for name, (dtype, digest) in reference.items():
+            if name not in own or digest_of(own[name].detach().to(getattr(torch, dtype))) != digest:
+                raise StorageError(
+                    f"the base model has changed: {name} is not what the checkpoint was trained with",
+                    where=f"model.model_name_or_path: {getattr(module, 'model_name', 'the model')}",
+                    fix="the model as it was (model.revision names a commit), or start again with another run_dir",
+                )
+            state_dict[prefix + name] = own[name].detach()
+        self._loaded = set(reference)
+
+    def identity(self, name: str, parameter: nn.Parameter) -> list[str]:
+        """Data type and hash; computed again only where something wrote into the parameter."""
+        state = (parameter.data_ptr(), parameter._version, parameter.dtype)
+        if name not in self._seen or self._seen[name][0] != state:
+            dtype = str(parameter.dtype).removeprefix("torch.")
+            self._seen[name] = (state, [dtype, digest_of(parameter.detach())])
+        return self._seen[name][1]
+
+
+def frozen_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters that are not trained, under each of their names; those of special storage (quantized) are kept out."""
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if not parameter.requires_grad and type(parameter) is nn.Parameter:
+            yield name, parameter
+
+
+def digest_of(tensor: torch.Tensor) -> str:
+    """Hash of shape and bytes.
+
+    >>> digest_of(torch.zeros(2)) == digest_of(torch.zeros(2, 1))
+    False
+    """
+    digest = xxhash.xxh3_128(str(tuple(tensor.shape)).encode())
+    digest.update(memoryview(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()
