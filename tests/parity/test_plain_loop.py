@@ -77,12 +77,8 @@ def test_50_losses_equal_hf_trainer_without_accumulation(tiny_model_dir, rows, t
     _, datamodule = build(tiny_model_dir, {"train": str(path), "val_fraction": 0, "train_batch_size": 16})
     datamodule.prepare("fit")
     collate = datamodule.collator()
-    order = [i for epoch in range(8) for i in epoch_order(ROWS, 42, epoch).tolist()]
 
     class InOurOrder(Trainer):
-        def _get_train_sampler(self, *args, **kwargs):
-            return [i for start in range(0, len(order), ROWS) for i in order[start : start + ROWS]]
-
         def get_train_dataloader(self):
             batches = [b.tolist() for epoch in range(8) for b in epoch_order(ROWS, 42, epoch).split(16)]
             return [collate([datamodule.encoded["train"][i] for i in b]) for b in batches]
@@ -102,6 +98,8 @@ def test_50_losses_equal_hf_trainer_without_accumulation(tiny_model_dir, rows, t
     )
     trainer = InOurOrder(model=initial_model(tiny_model_dir), args=arguments, train_dataset=datamodule.encoded["train"])
     trainer.train()
+    # Trainer 5.23 rounds what it prints, not what it keeps: these are the floats its training_step returned
     theirs = [h["loss"] for h in trainer.state.log_history if "grad_norm" in h]
     recorded = ours(tiny_model_dir, path)
-    assert recorded.losses == pytest.approx(theirs, abs=1e-5)  # Trainer rounds what it logs
+    assert len(theirs) == STEPS
+    assert recorded.losses == pytest.approx(theirs, abs=1e-6)  # 3.6e-7 was seen
