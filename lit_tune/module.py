@@ -7,24 +7,28 @@ Shapes: B examples, T tokens, C classes.
 
 import logging
 import math
+from functools import partial
 from typing import Any, Literal
 
 import lightning as L
 import torch
-from torchmetrics import MetricCollection
 from transformers import PretrainedConfig, PreTrainedModel
 
+from lit_tune import interrupts
 from lit_tune.errors import ModelError
-from lit_tune.metrics import RatioMetric, scalars
+from lit_tune.metrics import scalars
 from lit_tune.models.freezing import freeze as freeze_parameters
 from lit_tune.models.freezing import frozen_modules
-from lit_tune.models.load import build_model, load_config, recompute_activations, set_pad_token
-from lit_tune.optim.clipping import scale_and_clip
+from lit_tune.models.load import build_model, describe_model, load_config, recompute_activations, set_pad_token
+from lit_tune.optim.clipping import gradient_norm, scale_and_clip
 from lit_tune.optim.optimizers import OptimizerSettings, build_optimizer
 from lit_tune.optim.schedules import ScheduleSettings, build_schedule, schedule_config
+from lit_tune.optim.step_guard import BadStep, StepGuard
+from lit_tune.optim.window import Totals, Window, power_of_two_near
 from lit_tune.seeds import batch_seed, seed_everything
-from lit_tune.stats.settings_in_use import main_dropout
+from lit_tune.stats.settings_in_use import settings_in_use
 from lit_tune.tasks.base import Batch, Spec, Task
+from lit_tune.tasks.evaluation import Evaluation
 
 log = logging.getLogger("lit_tune")
 VAL_STAGES = ("val", "probe")
@@ -80,12 +84,15 @@ class FineTuneModule(L.LightningModule):
 
         self.spec: Spec | None = None
         self.model: PreTrainedModel | None = None
-        self.evaluated: dict[str, dict[str, Any]] = {}
-        """Last computed metrics by stage (``val``, ``probe``, ``test``), tensors and matrices included."""
+        self.guard = StepGuard(self.optimizer_settings.skip_nonfinite)
         self.num_skipped_steps = 0
-        """Optimizer steps that the fp16 scaler skipped; the schedule did not move on those."""
+        """Optimizer steps left out, by the fp16 scaler or by ``guard``; the schedule did not move on those."""
+        self.is_step_skipped = False
+        """Whether the newest optimizer step was left out."""
+        self.stop_signal = 0
+        """Largest signal received by any rank before the newest optimizer step: 0, SIGINT (2) or SIGTERM (15)."""
         self.last_step: dict[str, Any] = {}
-        """Loss sum, denominator and gradient norm of the newest optimizer step, as tensors."""
+        """Loss sum, denominator and gradient norm of the newest optimizer step."""
 
     # ---- building ----------------------------------------------------------------------------------------------------
 
@@ -153,10 +160,13 @@ class FineTuneModule(L.LightningModule):
             log.info("eval mode, because nothing in it is trained: %s", name)
 
     def build_metrics(self, spec: Spec) -> None:
-        """One collection and one loss per evaluated stage."""
-        stages = (*VAL_STAGES, "test")
-        self.metrics = torch.nn.ModuleDict({stage: self.task.build_metrics(spec) for stage in stages})
-        self.losses = torch.nn.ModuleDict({stage: RatioMetric() for stage in stages})
+        """One set per evaluated stage."""
+        self.evaluation = Evaluation(self.task, spec, (*VAL_STAGES, "test"))
+
+    @property
+    def evaluated(self) -> dict[str, dict[str, Any]]:
+        """Last computed metrics by stage (``val``, ``probe``, ``test``), tensors and matrices included."""
+        return self.evaluation.computed
 
     def configure_optimizers(self) -> Any:
         """Optimizer and schedule of the settings; total steps from the datamodule."""
@@ -176,41 +186,26 @@ class FineTuneModule(L.LightningModule):
     def on_fit_start(self) -> None:
         """One line that says what is trained where."""
         assert self.model is not None
-        total = sum(p.numel() for p in self.model.parameters())
-        trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-        kind, ranks = type(self.model).__name__, self.trainer.world_size
-        where = f"{self.device}" + (f" x {ranks}" if ranks > 1 else "")
-        log.info(
-            "model    %s: %s parameters, %s trained, %s, precision %s, on %s",
-            kind,
-            f"{total:,}",
-            f"{trained:,}",
-            str(self.model.dtype).removeprefix("torch."),
-            self.trainer.precision,
-            where,
-        )
+        ranks = f" x {self.trainer.world_size}" if self.trainer.world_size > 1 else ""
+        said = describe_model(self.model)
+        log.info("model    %s, precision %s, on %s%s", said, self.trainer.precision, self.device, ranks)
         if self.device.type == "cpu" and torch.cuda.is_available():
             log.warning("this run uses the CPU although there is a GPU. Fix: trainer.accelerator: gpu")
         log.debug("%s", self.model)
 
     def on_train_start(self) -> None:
-        """Scale of the losses, and an empty window."""
-        self._loss_scale = self.loss_scale()
+        """Scale of the losses, an empty window, and what a resumed run has left out before."""
+        assert self.spec is not None
+        effective_batch: int = self.trainer.datamodule.effective_batch  # type: ignore[attr-defined]
+        self._loss_scale = power_of_two_near(effective_batch * self.task.targets_per_row(self.spec))
+        has_scaler = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        self.guard.num_left_out = 0 if has_scaler else self.num_skipped_steps
         self.start_window()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Dropout, and whatever else is random, depends on nothing but the place in the run."""
         base, trainer = self.trainer.datamodule.default_seed, self.trainer  # type: ignore[attr-defined]
         seed_everything(batch_seed(base, trainer.current_epoch, batch_idx, trainer.global_rank))
-
-    def loss_scale(self) -> float:
-        """The constant that keeps raw sums small: a power of two, so that dividing by it is exact.
-
-        Raw sums overflow fp16, whose largest number is 65504.
-        """
-        assert self.spec is not None
-        expected = self.trainer.datamodule.effective_batch * self.task.targets_per_row(self.spec)  # type: ignore[attr-defined]
-        return 2.0 ** round(math.log2(max(1.0, expected)))
 
     @property
     def sums_dtype(self) -> torch.dtype:
@@ -219,7 +214,7 @@ class FineTuneModule(L.LightningModule):
 
     def start_window(self) -> None:
         """Forget the sums of the last accumulation window."""
-        self._window = torch.zeros(2, dtype=self.sums_dtype, device=self.device)
+        self._window = Window(self.sums_dtype, self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """A micro-batch: the summed loss over a constant, times what Lightning divides by."""
@@ -228,7 +223,7 @@ class FineTuneModule(L.LightningModule):
         loss_sum, denominator = self.task.loss(self.task.forward(self.model, batch), batch, self.spec)
         if batch["is_filler"]:
             loss_sum, denominator = loss_sum * 0.0, denominator * 0.0
-        self._window += torch.stack([loss_sum.detach(), denominator.detach()]).to(self._window)
+        self._window.add(loss_sum, denominator, batch["example_ids"], batch["labels"].numel())
         return loss_sum * (self.trainer.accumulate_grad_batches / self._loss_scale)
 
     def configure_gradient_clipping(
@@ -240,18 +235,52 @@ class FineTuneModule(L.LightningModule):
         """Once per optimizer step: divide by the denominator of window and ranks, measure the norm, clip.
 
         Lightning calls this even without a clip value, after unscaling and before the optimizer. DDP has averaged the
-        gradients over the ranks, which ``world_size`` undoes.
+        gradients over the ranks, which ``world_size`` undoes. A step that is left out finds no gradients, so that the
+        optimizer changes neither weights nor its own state.
+
+        Raises:
+            NumericsError: Loss or gradient is not a number, and no further step may be left out.
         """
-        totals = self._window
-        if self.trainer.world_size > 1:
-            totals = self.trainer.strategy.reduce(totals, reduce_op="sum")
-        factor = self._loss_scale * self.trainer.world_size / totals[1]
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = scale_and_clip(gradients, factor, gradient_clip_val, gradient_clip_algorithm)
-        self.last_step = {"loss_sum": totals[0], "denominator": totals[1], "grad_norm": norm}
+        ranks = self.trainer.world_size
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        gradients = [p.grad for p in parameters]
+        norm = float(gradient_norm(gradients))
+        reduce = partial(self.trainer.strategy.reduce, reduce_op="sum") if ranks > 1 else None
+        totals = self._window.totals(norm, interrupts.received(), reduce)
+        self.stop_signal = totals.stop_signal
+        factor = self._loss_scale * ranks / totals.denominator if totals.denominator else math.nan
+        norm *= abs(factor)
+        self.is_step_skipped = not (totals.has_finite_loss and math.isfinite(norm) and totals.has_finite_gradient)
+        if self.is_step_skipped:
+            for parameter in parameters:
+                parameter.grad = None
+            self.leave_out(totals, norm, optimizer)
+        else:
+            self.guard.scaler_skips = 0
+            scale_and_clip(gradients, factor, norm, gradient_clip_val, gradient_clip_algorithm)
+        sums = totals.sums if totals.has_finite_loss else torch.zeros_like(totals.sums)
+        self.last_step = {"loss_sum": sums[0], "denominator": sums[1], "grad_norm": norm}
         if self.log_parameter_norms:
             self.last_step["parameter_norms"] = self.parameter_norms()
         self.start_window()
+
+    def leave_out(self, totals: Totals, norm: float, optimizer: torch.optim.Optimizer) -> None:
+        """Count a step that is not taken.
+
+        Raises:
+            NumericsError: It ends the run.
+        """
+        trainer = self.trainer
+        lr = max(float(group["lr"]) for group in optimizer.param_groups)
+        bad = BadStep(trainer.global_step + 1, totals, norm, lr, *self._window.blame())
+        checkpoints = [getattr(c, "best_model_path", "") for c in trainer.checkpoint_callbacks]
+        newest = next((path for path in reversed(checkpoints) if path), None)
+        has_scaler = getattr(trainer.precision_plugin, "scaler", None) is not None
+        if has_scaler and totals.has_finite_loss and totals.denominator:
+            self.guard.scaler_skipped(bad, newest)
+        else:
+            self.guard.leave_out(bad, newest, str(trainer.precision))
+        self.num_skipped_steps += 1
 
     def parameter_norms(self) -> dict[str, torch.Tensor]:
         """Gradient norm of each trainable parameter, as used by the optimizer (after clipping)."""
@@ -259,35 +288,17 @@ class FineTuneModule(L.LightningModule):
         return {n: p.grad.norm() for n, p in self.model.named_parameters() if p.grad is not None}
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
-        """Advance the schedule, except where the fp16 scaler skipped the optimizer's step."""
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        if scaler is not None and not bool(torch.isfinite(self.last_step["grad_norm"])):
-            self.num_skipped_steps += 1
-            return
-        super().lr_scheduler_step(scheduler, metric)
+        """Advance the schedule, except where the optimizer's step was left out."""
+        if not (self.is_step_skipped and self.schedule_settings.interval == "step"):
+            super().lr_scheduler_step(scheduler, metric)
 
     # ---- evaluation: every example once ------------------------------------------------------------------------------
 
     def evaluate_batch(self, stage: str, batch: Batch) -> None:
         """Add a batch to a stage's sums; a filler takes part in nothing."""
-        if batch["is_filler"]:
-            return
-        assert self.spec is not None
-        assert self.model is not None
-        outputs = self.task.forward(self.model, batch)
-        loss_sum, denominator = self.task.loss(outputs, batch, self.spec)
-        self.losses[stage].update(loss_sum, denominator)  # type: ignore[operator]
-        self.task.update_metrics(self.metrics[stage], outputs, batch)  # type: ignore[arg-type]
-
-    def finish_stage(self, stage: str) -> dict[str, float]:
-        """Compute and reset a stage's metrics; scalars under ``stage/name``, NaN where undefined."""
-        collection: MetricCollection = self.metrics[stage]  # type: ignore[assignment]
-        loss = self.losses[stage]
-        self.evaluated[stage] = {"loss": loss.compute(), **collection.compute()}  # type: ignore[operator]
-        loss.reset()  # type: ignore[operator]
-        collection.reset()
-        values = scalars(self.evaluated[stage])
-        return {f"{stage}/{name}": math.nan if v is None else v for name, v in values.items()}
+        if not batch["is_filler"]:
+            assert self.model is not None
+            self.evaluation.add(stage, self.task.forward(self.model, batch), batch)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Val, or the probe of train."""
@@ -297,13 +308,12 @@ class FineTuneModule(L.LightningModule):
         """Hand the numbers to the callbacks; the metrics logger writes them."""
         if self.trainer.sanity_checking:
             for stage in VAL_STAGES:
-                self.losses[stage].reset()  # type: ignore[operator]
-                self.metrics[stage].reset()  # type: ignore[operator]
+                self.evaluation.reset(stage)
             return
         loaders = self.trainer.val_dataloaders
         stages = VAL_STAGES[: len(loaders) if isinstance(loaders, list) else 1]
         for stage in stages:
-            self.log_dict(self.finish_stage(stage), logger=False, add_dataloader_idx=False)
+            self.log_dict(self.evaluation.finish(stage), logger=False, add_dataloader_idx=False)
         self.step_plateau_schedules()
 
     def step_plateau_schedules(self) -> None:
@@ -319,7 +329,7 @@ class FineTuneModule(L.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Final numbers of the test split."""
-        self.log_dict(self.finish_stage("test"), logger=False)
+        self.log_dict(self.evaluation.finish("test"), logger=False)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
         """One record per row; none for a filler."""
@@ -334,25 +344,4 @@ class FineTuneModule(L.LightningModule):
 
     def advice_settings(self) -> dict[str, Any]:
         """Values in use by config key, for advice that names what to change."""
-        assert self.model is not None
-        settings, trainer, data = self.optimizer_settings, self.trainer, self.trainer.datamodule  # type: ignore[attr-defined]
-        field, dropout = main_dropout(self.model.config.to_dict())
-        rows = {name: len(encoded) for name, encoded in data.encoded.items()}
-        return {
-            "optimizer.lr": settings.lr,
-            "optimizer.weight_decay": settings.weight_decay,
-            "optimizer.head_lr": settings.head_lr,
-            "lr_schedule.warmup": self.schedule_settings.warmup,
-            "trainer.max_epochs": trainer.max_epochs,
-            "data.train_batch_size": data.train_batch_size,
-            "data.val_fraction": data.preparation.val_fraction_used,
-            "num_train_rows": rows.get("train"),
-            "num_val_rows": rows.get("val"),
-            "model.freeze": self.freeze_patterns or None,
-            "model.from_scratch": self.from_scratch,
-            "model.config_overrides": dict(self.config_overrides),
-            "dropout_field": field,
-            "dropout": dropout,
-            **{f"task.init_args.{k}": v for k, v in self.task.settings().items()},
-            "task.init_args.label_smoothing": getattr(self.task, "label_smoothing", None),
-        }
+        return settings_in_use(self)

@@ -58,6 +58,7 @@ _COUNT = Range(1)
 RANGES: dict[str, Range] = {
     "seed_everything": Range(0, 2**32 - 1),  # numpy's legacy generator takes no more
     "eval_every_steps": _COUNT,
+    "hang_timeout_seconds": _NOT_NEGATIVE,
     "task.init_args.threshold": Range(0, 1, low_open=True, high_open=True),
     "task.init_args.label_smoothing": Range(0, 1, high_open=True),
     "task.init_args.focal_gamma": _NOT_NEGATIVE,
@@ -73,6 +74,7 @@ RANGES: dict[str, Range] = {
     "data.pad_to_multiple_of": _COUNT,
     "optimizer.lr": _POSITIVE,
     "optimizer.weight_decay": _NOT_NEGATIVE,
+    "optimizer.skip_nonfinite": _NOT_NEGATIVE,
     "lr_schedule.warmup": _NOT_NEGATIVE,
     "checkpoint.keep_best": Range(0, also=(-1,)),
     "checkpoint.keep_last": Range(0, also=(-1,)),

@@ -286,3 +286,11 @@ def set_pad_token(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) 
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = tokenizer.pad_token_id
     return said
+
+
+def describe_model(model: PreTrainedModel) -> str:
+    """Class, size and dtype, in one line."""
+    total = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    dtype = str(model.dtype).removeprefix("torch.")
+    return f"{type(model).__name__}: {total:,} parameters, {trained:,} trained, {dtype}"

@@ -52,6 +52,8 @@ class OptimizerSettings:
         head_lr: Learning rate of the head; default: ``lr``.
         layer_lr_decay: Each layer learns with this factor times the rate of the layer above it, in (0, 1].
         fused: Fused kernels: faster on a GPU. Default: on for adamw and sgd, except with ``precision: 16-mixed``.
+        skip_nonfinite: Steps of a run that may be left out because their loss or gradient is not a number; one more
+            ends it. Weights, optimizer and schedule stay as they were. What an fp16 scaler skips does not count.
         init_args: Further arguments of the class: ``{amsgrad: true}``.
 
     Raises:
@@ -69,6 +71,7 @@ class OptimizerSettings:
         head_lr: float | None = None,
         layer_lr_decay: float = 1.0,
         fused: bool | None = None,
+        skip_nonfinite: int = 0,
         init_args: dict[str, Any] = {},  # noqa: B006 - never mutated; a plain default prints as itself in --help
     ) -> None:
         self.name = name
@@ -80,6 +83,7 @@ class OptimizerSettings:
         self.head_lr = head_lr
         self.layer_lr_decay = layer_lr_decay
         self.fused = fused
+        self.skip_nonfinite = skip_nonfinite
         self.init_args = dict(init_args)
         raise_problems(self._out_of_range())
 
@@ -96,6 +100,7 @@ class OptimizerSettings:
                 self.head_lr is None or (_finite(self.head_lr) and self.head_lr > 0),
                 "more than 0",
             ),
+            ("skip_nonfinite", self.skip_nonfinite, self.skip_nonfinite >= 0, "at least 0 (off)"),
             ("layer_lr_decay", self.layer_lr_decay, 0 < self.layer_lr_decay <= 1, "more than 0 and at most 1 (off)"),
         ]
         return [

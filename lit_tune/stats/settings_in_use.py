@@ -73,3 +73,32 @@ def main_dropout(model_config: Mapping[str, Any]) -> tuple[str | None, float | N
         if isinstance(model_config.get(field), int | float):
             return field, float(model_config[field])
     return None, None
+
+
+def settings_in_use(module: Any) -> dict[str, Any]:
+    """The settings of a run.
+
+    Args:
+        module: The LightningModule, attached to its trainer.
+    """
+    settings, trainer, data = module.optimizer_settings, module.trainer, module.trainer.datamodule
+    field, dropout = main_dropout(module.model.config.to_dict())
+    rows = {name: len(encoded) for name, encoded in data.encoded.items()}
+    return {
+        "optimizer.lr": settings.lr,
+        "optimizer.weight_decay": settings.weight_decay,
+        "optimizer.head_lr": settings.head_lr,
+        "lr_schedule.warmup": module.schedule_settings.warmup,
+        "trainer.max_epochs": trainer.max_epochs,
+        "data.train_batch_size": data.train_batch_size,
+        "data.val_fraction": data.preparation.val_fraction_used,
+        "num_train_rows": rows.get("train"),
+        "num_val_rows": rows.get("val"),
+        "model.freeze": module.freeze_patterns or None,
+        "model.from_scratch": module.from_scratch,
+        "model.config_overrides": dict(module.config_overrides),
+        "dropout_field": field,
+        "dropout": dropout,
+        **{f"task.init_args.{k}": v for k, v in module.task.settings().items()},
+        "task.init_args.label_smoothing": getattr(module.task, "label_smoothing", None),
+    }

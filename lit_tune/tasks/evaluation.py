@@ -1,0 +1,48 @@
+"""What is added up while a split is evaluated: its loss and its metrics, one set per stage."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from lit_tune.metrics import RatioMetric, scalars
+from lit_tune.tasks.base import Batch, Spec, Task
+
+
+class Evaluation(nn.Module):
+    """Sums and metrics of each stage, every example once.
+
+    Args:
+        task: Whose loss and metrics.
+        spec: What the task read off the labels.
+        stages: Their names.
+    """
+
+    def __init__(self, task: Task, spec: Spec, stages: Sequence[str]) -> None:
+        super().__init__()
+        self.task, self.spec = task, spec
+        self.metrics = nn.ModuleDict({stage: task.build_metrics(spec) for stage in stages})
+        self.losses = nn.ModuleDict({stage: RatioMetric() for stage in stages})
+        self.computed: dict[str, dict[str, Any]] = {}
+        """Last computed metrics by stage, tensors and matrices included."""
+
+    def add(self, stage: str, outputs: Any, batch: Batch) -> None:
+        """Count a batch."""
+        loss_sum, denominator = self.task.loss(outputs, batch, self.spec)
+        self.losses[stage].update(loss_sum, denominator)  # type: ignore[operator]
+        self.task.update_metrics(self.metrics[stage], outputs, batch)  # type: ignore[arg-type]
+
+    def finish(self, stage: str) -> dict[str, float]:
+        """Compute and reset a stage; scalars under ``stage/name``, NaN where undefined."""
+        loss: Any = self.losses[stage]
+        collection: Any = self.metrics[stage]
+        self.computed[stage] = {"loss": loss.compute(), **collection.compute()}
+        self.reset(stage)
+        values = scalars(self.computed[stage])
+        return {f"{stage}/{name}": math.nan if v is None else v for name, v in values.items()}
+
+    def reset(self, stage: str) -> None:
+        """Forget what was counted."""
+        for metric in (self.losses[stage], self.metrics[stage]):
+            metric.reset()  # type: ignore[operator]
