@@ -22,7 +22,7 @@ from lit_tune.metrics import (
     scalars,
     single_label_metrics,
 )
-from lit_tune.metrics.rank_statistics import BLOCK_ELEMENTS, SingleLabelAUROC, gather_rows
+from lit_tune.metrics.stored_rows import BLOCK_ELEMENTS, WAITING_ELEMENTS, gather_values
 from lit_tune.metrics.streaming import state_device
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
@@ -302,20 +302,9 @@ def test_state_is_what_the_docs_say_after_50_000_rows(problem, num_classes, cons
     states = [s for m in collection.values() for s in m.metric_state.values()]
     chunks = [c for s in states for c in (s if isinstance(s, list) else [s])]
     assert sum(c.numel() * c.element_size() for c in chunks) == constant_bytes + 50_000 * bytes_per_row
-    held = [c for c in chunks if c.untyped_storage().nbytes() > c.numel() * c.element_size()]
-    assert not held, "a view keeps a whole batch alive"
-
-
-def test_small_batches_are_joined_into_blocks():
-    metric = SingleLabelAUROC(2)
-    block = torch.zeros(BLOCK_ELEMENTS // 2, 2)
-    for size in (1, 1, len(block), len(block), 1):
-        metric.update(block[:size], torch.zeros(size, dtype=torch.int64))
-    assert [len(c) for c in metric.scores] == [2 + 2 * len(block), 1]
-    metric.reset()
-    for size in (1, len(block), len(block)):
-        metric.update(block[:size], torch.zeros(size, dtype=torch.int64))
-    assert [len(c) for c in metric.scores] == [1 + 2 * len(block)]
+    allocated = {c.untyped_storage().data_ptr(): c.untyped_storage().nbytes() for c in chunks}
+    free = 2 * 4 * BLOCK_ELEMENTS  # of the newest blocks of scores and targets
+    assert sum(allocated.values()) <= constant_bytes + 50_000 * bytes_per_row + free
 
 
 @pytest.mark.parametrize("problem", COLLECTIONS)
@@ -461,18 +450,18 @@ def compare_ranks_with_one_process(rank, port, results):
     torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     gathered = {}
     for problem, (build, rows) in COLLECTIONS.items():
-        for num_rows in (1, 20):
+        for num_rows in (1, 20, 3000):
             collection, loss = build(3), RatioMetric()
             preds, target = (x[shares_of_ranks(num_rows, rank)] for x in rows(num_rows, 3))
+            size = max(4, num_rows // 40)
             for half in (0, 1):
-                for p, t in list(zip(preds.split(4), target.split(4), strict=True))[half::2]:
+                for p, t in list(zip(preds.split(size), target.split(size), strict=True))[half::2]:
                     if len(p):  # a rank without rows sees no update at all
                         collection.update(p, t)
                         loss.update(p.sum(), torch.tensor(p.numel()))
                 gathered[problem, num_rows, half] = {**collection.compute(), "loss": loss.compute()}
-    large = torch.arange(BLOCK_ELEMENTS // 3 + 5 + rank, dtype=torch.int32)[:, None].expand(-1, 7).contiguous() + rank
-    joined = gather_rows(large[: len(large) if rank == 0 else 3], torch.distributed.group.WORLD, torch.device("cpu"))
-    gathered["large"] = {"rows": torch.tensor([len(joined), int(joined.long().sum())])}
+    values = torch.arange(2 * WAITING_ELEMENTS + 5) if rank == 0 else -torch.arange(WAITING_ELEMENTS + 1)
+    gathered["large"] = {"0 then 1": gather_values(values, torch.distributed.group.WORLD, torch.device("cpu"))}
     torch.save(gathered, f"{results}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -482,7 +471,7 @@ def test_two_ranks_with_unequal_or_no_rows_give_the_scores_of_one(tmp_path):
     torch.multiprocessing.spawn(compare_ranks_with_one_process, (free_port(), str(tmp_path)), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     for problem, (build, rows) in COLLECTIONS.items():
-        for num_rows in (1, 20):
+        for num_rows in (1, 20, 3000):
             preds, target = rows(num_rows, 3)
             expected = updated(build(3), preds, target).compute()
             expected["loss"] = (preds.double().sum() / preds.numel()).double()
@@ -494,9 +483,8 @@ def test_two_ranks_with_unequal_or_no_rows_give_the_scores_of_one(tmp_path):
             for name in expected:  # in the middle of the rows, too, both ranks say the same
                 got = [rank[problem, num_rows, 0][name] for rank in (first, second)]
                 torch.testing.assert_close(*got, rtol=0, atol=0, equal_nan=True)
-    num_rows = BLOCK_ELEMENTS // 3 + 5
-    total = 7 * (num_rows * (num_rows - 1) // 2) + 7 * (1 + 2 + 3)
-    assert first["large"]["rows"].tolist() == second["large"]["rows"].tolist() == [num_rows + 3, total]
+    large = torch.cat([torch.arange(2 * WAITING_ELEMENTS + 5), -torch.arange(WAITING_ELEMENTS + 1)])
+    assert all(torch.equal(rank["large"]["0 then 1"], large) for rank in (first, second))
 
 
 @pytest.mark.gpu

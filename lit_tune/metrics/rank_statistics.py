@@ -1,156 +1,120 @@
 """Statistics of ranks, AUROC and Spearman: they need every score, so scores are kept, on the CPU.
 
-Memory: 4 bytes per example and score; besides, per example, 4 bytes for the label (single-label AUROC, Spearman) or
-1 byte per class (multi-label AUROC).
+Memory: what :mod:`~lit_tune.metrics.stored_rows` keeps; computing takes 4 bytes per example for AUROC (of one class at
+a time) and 8 for Spearman for a moment, and on several ranks as much again per example of all ranks.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import Module
 
-from lit_tune.metrics.streaming import StreamingMetric
+from lit_tune.metrics.stored_rows import Floats, StoredRows
 
-BLOCK_ELEMENTS = 2**18
-"""Scores that wait on the device before they go to the CPU in one copy (1 MiB), and that one gather moves per rank."""
+PIECE_ROWS = 2**12
+"""Rows whose ranks are looked up at once: temporaries of 32 KiB."""
+NOTHING = np.empty(0, np.float32)
 
 
-def average_ranks(values: Tensor) -> Tensor:
-    """Ranks from 1, in float64; equal values share the mean of their ranks.
+def positions(ordered: Floats, values: Floats) -> Iterator[tuple[slice, NDArray[np.int64]]]:
+    """For each value how many of ``ordered`` are below it plus how many are below or equal; NaN nowhere.
 
-    >>> average_ranks(torch.tensor([0.3, 0.1, 0.3]))
-    tensor([2.5000, 1.0000, 2.5000], dtype=torch.float64)
+    >>> [(_, found)] = positions(np.float32([1, 2, 2, 5]), np.float32([2, 7]))
+    >>> found.tolist()
+    [4, 8]
     """
-    ordered, order = values.sort()
-    _, group, sizes = torch.unique_consecutive(ordered, return_inverse=True, return_counts=True)
-    means = sizes.cumsum(0) - (sizes - 1) / torch.tensor(2, dtype=torch.float64)
-    ranks = torch.empty(len(values), dtype=torch.float64, device=values.device)
-    ranks[order] = means[group]
-    return ranks
+    for start in range(0, len(values), PIECE_ROWS):
+        piece = slice(start, min(start + PIECE_ROWS, len(values)))
+        found = np.searchsorted(ordered, values[piece], "left")
+        found += np.searchsorted(ordered, values[piece], "right")
+        yield piece, found
 
 
-def auroc(scores: Tensor, positive: Tensor) -> Tensor:
+def auroc(positives: Floats, negatives: Floats) -> float:
     """Probability that a positive example scores above a negative one, ties counting half.
 
+    Integers until the last division, so that the order of the examples does not matter (Mann and Whitney 1947,
+    https://doi.org/10.1214/aoms/1177730491).
+
     Args:
-        scores: (N,).
-        positive: (N,) bool.
+        positives: Scores of the positive examples, (n,); sorted in place.
+        negatives: Scores of the negative examples; sorted in place.
 
     Returns:
-        0-dim float64; NaN where a side is empty or a score is NaN.
+        NaN where a side is empty or a score is NaN.
+
+    >>> auroc(np.float32([0.3, 0.9]), np.float32([0.1, 0.3]))
+    0.875
     """
-    num_positive = int(positive.sum())
-    num_negative = len(positive) - num_positive
-    if num_positive == 0 or num_negative == 0 or bool(scores.isnan().any()):
-        return torch.tensor(math.nan, dtype=torch.float64)
-    rank_sum = average_ranks(scores)[positive].sum()
-    return (rank_sum - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative)
+    if not len(positives) or not len(negatives):
+        return math.nan
+    positives.sort()
+    negatives.sort()
+    if np.isnan(positives[-1]) or np.isnan(negatives[-1]):  # NaN is sorted to the end
+        return math.nan
+    few, many = sorted((positives, negatives), key=len)
+    doubled = sum(int(found.sum()) for _, found in positions(many, few))
+    pairs = 2 * len(few) * len(many)
+    return (doubled if few is positives else pairs - doubled) / pairs
 
 
-def pearson_of(x: Tensor, y: Tensor) -> Tensor:
-    """Pearson correlation of two float64 vectors, 0-dim; NaN where one is constant, shorter than 2, or holds NaN."""
-    if len(x) < 2 or bool((x == x[0]).all()) or bool((y == y[0]).all()):
-        return torch.tensor(math.nan, dtype=torch.float64)
-    x, y = x - x.mean(), y - y.mean()
-    return ((x @ y) / (x.norm() * y.norm())).clamp(-1, 1)
-
-
-class StoredRows(StreamingMetric):
-    """Keeps a row of scores and a row of targets per example on the CPU, gathered over ranks under gloo and nccl.
-
-    torchmetrics' ``compute_on_cpu`` copies every batch (each copy waits for the device) and then hands CPU tensors to
-    nccl, which cannot send them. Here rows wait on the device until there are :data:`BLOCK_ELEMENTS` scores; the gather
-    goes block by block over a device the backend can use, so that its memory there does not grow either.
+def spearman(preds: Sequence[Floats], target: Sequence[Floats]) -> float:
+    """Correlation of ranks, ties averaged.
 
     Args:
-        num_scores: Columns of the scores.
-        num_targets: Columns of the targets.
-        target_dtype: Smallest type that holds a target and that nccl can send.
+        preds: Predictions in pieces, each (n,).
+        target: Targets, cut alike.
+
+    Returns:
+        NaN where a side is constant or holds NaN, or there are fewer than 2 examples.
+
+    >>> spearman([np.float32([1, 2, 3])], [np.float32([10, 30, 20])])
+    0.5
     """
-
-    scores: list[Tensor]
-    targets: list[Tensor]
-
-    def __init__(self, num_scores: int, num_targets: int, target_dtype: torch.dtype) -> None:
-        super().__init__()
-        self.shape = {"scores": (num_scores, torch.float32), "targets": (num_targets, target_dtype)}
-        self.add_state("scores", [], dist_reduce_fx="cat")
-        self.add_state("targets", [], dist_reduce_fx="cat")
-        self.num_blocks = 0
-        self.num_waiting = 0
-
-    def store(self, scores: Tensor, targets: Tensor) -> None:
-        """Add copies (a view would keep its batch alive) of one batch's rows: (B, num_scores), (B, num_targets)."""
-        for name, values in (("scores", scores), ("targets", targets)):
-            dtype = self.shape[name][1]
-            getattr(self, name).append(values.to(dtype, copy=True, memory_format=torch.contiguous_format))
-        self.num_waiting += scores.numel()
-        if self.num_waiting >= BLOCK_ELEMENTS:
-            self.move_to_cpu()
-
-    def move_to_cpu(self) -> None:
-        """Join what waits into one block on the CPU."""
-        for chunks in (self.scores, self.targets):
-            if chunks[self.num_blocks :]:
-                chunks[self.num_blocks :] = [torch.cat(chunks[self.num_blocks :]).cpu()]
-        self.num_blocks, self.num_waiting = len(self.scores), 0
-
-    def rows(self, name: str) -> Tensor:
-        """All rows of ``scores`` or ``targets`` on the CPU, (N, columns)."""
-        num_columns, dtype = self.shape[name]
-        chunks = [chunk.cpu() for chunk in getattr(self, name)]
-        return torch.cat([torch.empty(0, num_columns, dtype=dtype), *chunks])
-
-    def reset(self) -> None:
-        """Forget all rows."""
-        super().reset()
-        self.num_blocks = self.num_waiting = 0
-
-    def _apply(self, fn: Callable, exclude_state: Sequence[str] = "") -> Module:
-        self.move_to_cpu()  # else rows of two devices would wait together
-        return super()._apply(fn, exclude_state)
-
-    def _copy_state_dict(self) -> dict[str, Tensor | list[Any]]:
-        # Rows are never changed in place: the lists are enough, torchmetrics' deep copy would double the memory.
-        return {name: list(getattr(self, name)) for name in self._defaults}
-
-    def _sync_dist(self, dist_sync_fn: Callable | None = None, process_group: Any = None) -> None:
-        group = process_group or self.process_group or torch.distributed.group.WORLD
-        device = torch.device("cpu") if "gloo" in str(torch.distributed.get_backend(group)) else self.device
-        for name in self._defaults:
-            setattr(self, name, [gather_rows(self.rows(name), group, device)])
+    ordered = [np.concatenate([NOTHING, *side]) for side in (preds, target)]
+    for side in ordered:
+        side.sort()
+        if len(side) < 2 or side[0] == side[-1] or np.isnan(side[-1]):
+            return math.nan
+    products = np.zeros(3)
+    for sides in zip(preds, target, strict=True):
+        looked_up = (positions(side, values) for side, values in zip(ordered, sides, strict=True))
+        for (_, x), (_, y) in zip(*looked_up, strict=True):
+            # twice the rank less its mean; exact: float64 has 53 bits
+            x, y = (x - len(ordered[0])).astype(np.float64), (y - len(ordered[0])).astype(np.float64)
+            products += x @ y, x @ x, y @ y
+    xy, xx, yy = products.tolist()
+    return min(1.0, max(-1.0, xy / math.sqrt(xx * yy)))
 
 
-def gather_rows(rows: Tensor, group: Any, device: torch.device) -> Tensor:
-    """The rows of all ranks, in rank order, on the CPU of every rank.
+class ColumnAUROC(StoredRows):
+    """AUROC of one column of the scores against one target."""
 
-    Args:
-        rows: (n, columns) on the CPU; n may differ between ranks and be 0.
-        group: Process group.
-        device: One the group's backend can send from: the CPU for gloo, the rank's GPU for nccl.
-    """
-    world_size = torch.distributed.get_world_size(group)
-    size = torch.tensor([len(rows)], device=device)
-    gathered = [torch.zeros_like(size) for _ in range(world_size)]
-    torch.distributed.all_gather(gathered, size, group=group)
-    sizes = [int(n) for n in gathered]
-    block_rows = max(1, BLOCK_ELEMENTS // rows.shape[1])
-    parts: list[list[Tensor]] = [[rows[:0]] for _ in sizes]
-    for start in range(0, max(sizes), block_rows):
-        mine = rows[start : start + block_rows]
-        block = torch.zeros(min(block_rows, max(sizes) - start), rows.shape[1], dtype=rows.dtype, device=device)
-        block[: len(mine)] = mine.to(device)
-        blocks = [torch.empty_like(block) for _ in sizes]
-        torch.distributed.all_gather(blocks, block, group=group)
-        for part, received, n in zip(parts, blocks, sizes, strict=True):
-            part.append(received[: max(0, n - start)].cpu())
-    return torch.cat([chunk for part in parts for chunk in part])
+    def column_auroc(self, column: int, target_column: int, positive: int) -> float:
+        """Over all ranks.
+
+        Args:
+            column: Column of the scores.
+            target_column: Column of the targets.
+            positive: Target of a positive example.
+        """
+        split = np.empty(self.num_stored, np.float32)  # positives from the front, negatives from the back
+        front, back = 0, len(split)
+        for scores, targets in self.blocks():
+            is_positive = targets[target_column] == positive
+            num_positive = int(np.count_nonzero(is_positive))
+            num_negative = len(is_positive) - num_positive
+            split[front : front + num_positive] = scores[column][is_positive]
+            np.logical_not(is_positive, out=is_positive)
+            split[back - num_negative : back] = scores[column][is_positive]
+            front, back = front + num_positive, back - num_negative
+        return auroc(self.gather(split[:front]), self.gather(split[front:]))
 
 
-class SingleLabelAUROC(StoredRows):
+class SingleLabelAUROC(ColumnAUROC):
     """AUROC of class 1 where there are two classes, else the mean over classes of one class against the rest.
 
     The mean is over the classes that are present and absent at least once; NaN if there is none. Scores are float32
@@ -168,17 +132,18 @@ class SingleLabelAUROC(StoredRows):
 
     def compute(self) -> Tensor:
         """0-dim float64."""
-        scores, labels = self.rows("scores"), self.rows("targets")[:, 0]
+        self.move_to_cpu()
         first = 1 if self.num_classes == 2 else 0
-        per_class = [auroc(column, labels == first + k) for k, column in enumerate(scores.unbind(1))]
-        return torch.stack(per_class).nanmean()
+        per_class = [self.column_auroc(k - first, 0, positive=k) for k in range(first, self.num_classes)]
+        return torch.tensor(per_class, dtype=torch.float64).nanmean()
 
 
-class MultiLabelAUROC(StoredRows):
+class MultiLabelAUROC(ColumnAUROC):
     """Mean AUROC over the labels that are on at least one example and not on all; NaN if there is none."""
 
     def __init__(self, num_labels: int) -> None:
         super().__init__(num_labels, num_labels, torch.uint8)
+        self.num_labels = num_labels
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         """Add logits (B, C) and targets (B, C), 0 or 1."""
@@ -186,8 +151,9 @@ class MultiLabelAUROC(StoredRows):
 
     def compute(self) -> Tensor:
         """0-dim float64."""
-        columns = zip(self.rows("scores").unbind(1), self.rows("targets").unbind(1), strict=True)
-        return torch.stack([auroc(scores, targets == 1) for scores, targets in columns]).nanmean()
+        self.move_to_cpu()
+        per_label = [self.column_auroc(k, k, positive=1) for k in range(self.num_labels)]
+        return torch.tensor(per_label, dtype=torch.float64).nanmean()
 
 
 class Spearman(StoredRows):
@@ -202,7 +168,9 @@ class Spearman(StoredRows):
 
     def compute(self) -> Tensor:
         """0-dim float64."""
-        preds, target = self.rows("scores")[:, 0], self.rows("targets")[:, 0]
-        if bool(preds.isnan().any()) or bool(target.isnan().any()):
-            return torch.tensor(math.nan, dtype=torch.float64)
-        return pearson_of(average_ranks(preds), average_ranks(target))
+        self.move_to_cpu()
+        preds = [scores[0] for scores, _ in self.blocks()]
+        target = [targets[0] for _, targets in self.blocks()]
+        if self._is_synced:  # a pair's two halves come from the same place of the same rank
+            preds, target = ([self.gather(np.concatenate([NOTHING, *side]))] for side in (preds, target))
+        return torch.tensor(spearman(preds, target), dtype=torch.float64)
