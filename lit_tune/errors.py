@@ -6,7 +6,8 @@ line prints it without a traceback and exits with the class's code; Python users
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 MAX_MESSAGE_LINES = 6
@@ -103,6 +104,23 @@ def raise_problems(problems: list[LitTuneError]) -> None:
         raise problems[0]
     if problems:
         raise ProblemList(problems)
+
+
+@contextmanager
+def collected(problems: list[LitTuneError]) -> Iterator[None]:
+    """Put what the block raises into a list, so that one problem does not hide the next one; none stands there twice.
+
+    >>> problems = []
+    >>> with collected(problems):
+    ...     raise DataError("is empty", where="a.csv")
+    >>> [str(p) for p in problems]
+    ['a.csv: is empty']
+    """
+    try:
+        yield
+    except LitTuneError as error:
+        known = {str(p) for p in problems}
+        problems += [p for p in getattr(error, "problems", [error]) if str(p) not in known]
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

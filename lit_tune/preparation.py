@@ -2,7 +2,6 @@
 
 import logging
 import sys
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -10,13 +9,14 @@ from typing import Any
 
 import datasets
 
-from lit_tune.data import cache, checks, splits
+from lit_tune.data import cache, splits
 from lit_tune.data.file_tables import quiet_datasets
 from lit_tune.data.hub import content_fingerprint
+from lit_tune.data.quality import Overlap, TextQuality, overlap, text_quality
 from lit_tune.data.raw_data import RawData
 from lit_tune.data.split import Split
 from lit_tune.data.truncation import TokenCounts, token_counts
-from lit_tune.errors import ConfigError, DataError, StorageError
+from lit_tune.errors import ConfigError, DataError, LitTuneError, StorageError, collected, raise_problems
 from lit_tune.models.text_reader import TextReader
 from lit_tune.tasks.base import Spec, Task
 from lit_tune.tasks.encoding import StreamEncoder, class_labels, encode_batch
@@ -62,8 +62,10 @@ class Preparation:
         self.encoded: dict[str, datasets.Dataset] = {}
         self.counts: dict[str, TokenCounts] = {}
         self.stream: Split | None = None
-        self.text_overlap: float | None = None
-        """Share of val rows whose text also stands in train."""
+        self.texts: dict[str, TextQuality] = {}
+        """What is odd about the texts of train and the other splits that were looked at."""
+        self.overlaps: dict[str, Overlap] = {}
+        """Rows of other splits whose text also stands in train."""
         self.fingerprint: str | None = None
         self.unlabelled: set[str] = set()
         """Evaluated splits in which no row has a label."""
@@ -74,24 +76,78 @@ class Preparation:
 
     # ---- fit ---------------------------------------------------------------------------------------------------------
 
-    def prepare_fit(self) -> None:
-        """Train and val; a second call does nothing, a second start takes them from the cache."""
+    def prepare_fit(self, raw: dict[str, Split] | None = None) -> None:
+        """Train and val; a second call does nothing, a second start takes them from the cache.
+
+        Args:
+            raw: From :meth:`load_raw`, where it was called before.
+        """
         if "train" in self.encoded:
             return
-        train, val = self.load_train(), self.raw.load("val")
-        self.cuts_val = val is None and self.val_fraction > 0
-        parts = (train.fingerprint, val.fingerprint if val else None, self.val_fraction, self.limits, self.new_head)
-        self.fingerprint = self.key(*parts)
-        if self.restore(self.fingerprint):
-            return
-        self.spec = self.task.inspect(train, self.reader.config, self.new_head)
-        self.check(train)
-        train, val = self.held_out(train, val)
-        self.spec = self.task.summarize(train, self.spec)
-        if val:
-            report = checks.text_overlap(self.texts(train), self.texts(val))
-            self.text_overlap = report.count / max(1, report.total)
-        self.encode({"train": train} | ({"val": val} if val else {}), self.fingerprint)
+        raw = raw or self.load_raw()
+        if not self.restore_fit(raw):
+            assert self.fingerprint is not None
+            self.encode(self.examine(raw), self.fingerprint)
+
+    def load_raw(self) -> dict[str, Split]:
+        """The rows of train, and of val where it exists by itself.
+
+        Raises:
+            LitTuneError: All that cannot be read.
+        """
+        problems: list[LitTuneError] = []
+        raw: dict[str, Split] = {}
+        with collected(problems):
+            raw["train"] = self.load_train()
+        with collected(problems):
+            val = self.raw.load("val")
+            raw |= {"val": val} if val else {}
+        raise_problems(problems)
+        self.cuts_val = "val" not in raw and self.val_fraction > 0
+        return raw
+
+    def restore_fit(self, raw: dict[str, Split]) -> bool:
+        """Take train and val from the cache; False where they are not there."""
+        content = [raw[name].fingerprint if name in raw else None for name in ("train", "val")]
+        self.fingerprint = self.key(*content, self.val_fraction, self.limits, self.new_head)
+        return self.restore(self.fingerprint)
+
+    def examine(self, raw: dict[str, Split]) -> dict[str, Split]:
+        """Look at every row, find the labels, hold val out, apply the limits; nothing is tokenized.
+
+        Args:
+            raw: Whole splits, train among them.
+
+        Returns:
+            The rows that are used.
+
+        Raises:
+            LitTuneError: All that cannot be used, of all splits together.
+        """
+        train, config = raw["train"], None
+        problems: list[LitTuneError] = []
+        self.spec = None
+        with collected(problems):
+            config = self.reader.config
+        with collected(problems):
+            self.spec = self.task.inspect(train, config, self.new_head or config is None)
+        for split in raw.values():
+            with collected(problems):
+                # where the labels cannot be told the texts still can
+                labelled = self.spec is not None and not self.is_unlabelled(split)
+                self.task.check(split, self.spec or Spec("unknown"), labelled)
+        raise_problems(problems)
+        used = self.held_out(raw)
+        assert self.spec is not None
+        self.spec = self.task.summarize(used["train"], self.spec)
+        columns = self.task.input_columns()
+        self.texts = {name: text_quality(split, columns) for name, split in used.items()}
+        self.overlaps = {n: overlap(used["train"], split, columns) for n, split in used.items() if n != "train"}
+        return used
+
+    def is_unlabelled(self, split: Split) -> bool:
+        """Whether it is the test split of a benchmark, whose labels are secret."""
+        return split.name == "test" and self.spec is not None and self.task.is_unlabelled(split, self.spec)
 
     def prepare_stream(self) -> None:
         """Train stays a stream; val and the probe are small and are encoded like any split."""
@@ -106,7 +162,7 @@ class Preparation:
         self.fingerprint = self.key(train.fingerprint, *parts)
         if kept and not self.restore(self.fingerprint):
             for split in kept.values():
-                self.check(split)
+                self.task.check(split, self.spec)
             self.spec = self.with_baseline(self.spec, probe)
             self.encode(kept, self.fingerprint)
         self.stream = train
@@ -130,17 +186,22 @@ class Preparation:
             )
         return train
 
-    def held_out(self, train: Split, val: Split | None) -> tuple[Split, Split | None]:
+    def held_out(self, raw: dict[str, Split]) -> dict[str, Split]:
         """Cut val from train where it is missing, then apply the limits."""
-        assert self.spec is not None
-        if val is None and self.val_fraction > 0:
+        used = dict(raw)
+        if self.cuts_val:
+            assert self.spec is not None
+            train = raw["train"]
             if len(train) < 2:
                 raise DataError("one row cannot be split", where=train.title, fix="more rows, or data.val_fraction: 0")
             kept, held = splits.holdout(len(train), self.val_fraction, self.seed, self.task.strata(train, self.spec))
-            train, val = train.select(kept), train.select(held).renamed("val")
-        elif val is not None:
-            self.check(val)
-        return self.limited(train), self.limited(val) if val else None
+            used |= {"train": train.select(kept), "val": train.select(held).renamed("val")}
+        return {name: self.limited(split) for name, split in used.items()}
+
+    @property
+    def text_overlap(self) -> float | None:
+        """Share of val rows whose text also stands in train; None where there is no val."""
+        return self.overlaps["val"].fraction if "val" in self.overlaps else None
 
     @property
     def val_fraction_used(self) -> float | None:
@@ -187,21 +248,10 @@ class Preparation:
             self.unlabelled.add(name)
         key = self.key(split.fingerprint, self.limits.get(name), name)
         if not self.restore(key):
-            self.check(split, labelled)
+            self.task.check(split, self.spec, labelled)
             self.encode({name: split if labelled else self.task.without_labels(split)}, key)
 
     # ---- encoding and the cache --------------------------------------------------------------------------------------
-
-    def check(self, split: Split, labelled: bool = True) -> None:
-        """Find unusable rows before anything is tokenized."""
-        assert self.spec is not None
-        for remark in self.task.check(split, self.spec, labelled=labelled):
-            log.warning(remark)
-
-    def texts(self, split: Split) -> Iterator[str]:
-        """The task's texts of all rows, one after another."""
-        for rows in split.rows.iter(batch_size=1000):
-            yield from self.task.texts(rows)
 
     def key(self, *parts: Any) -> str:
         """Cache key: the data's content, the tokenizer, the task's settings, the labels and the code's version."""
@@ -220,7 +270,8 @@ class Preparation:
             notes = {
                 "spec": self.spec.to_dict(),
                 "counts": {name: vars(self.counts[name]) for name in raw},
-                "text_overlap": self.text_overlap,
+                "texts": {name: quality.to_dict() for name, quality in self.texts.items()},
+                "overlaps": {name: found.to_dict() for name, found in self.overlaps.items()},
             }
             kept = {name: rows.remove_columns("num_tokens") for name, rows in encoded.items()}
             cache.save(folder, kept, notes, temporary)
@@ -267,7 +318,8 @@ class Preparation:
         encoded, notes = found
         if self.spec is None or "train" in encoded or "probe" in encoded:
             self.spec = Spec(**notes["spec"])
-            self.text_overlap = notes["text_overlap"]
+            self.texts = {name: TextQuality(**quality) for name, quality in notes["texts"].items()}
+            self.overlaps = {name: Overlap(**found) for name, found in notes["overlaps"].items()}
         self.encoded.update(encoded)
         self.counts.update({name: TokenCounts(**counts) for name, counts in notes["counts"].items()})
         self.reused.update(encoded)
@@ -277,4 +329,7 @@ class Preparation:
     def say(self, names: Any, how: str) -> None:
         """One line per split: rows, tokens, what was cut, and whether anything was tokenized."""
         for name in names:
-            log.info("%-8s%s", name, self.counts[name].line(self.reader.max_length, how))
+            empty = (
+                f", {self.texts[name].num_empty:,} empty" if name in self.texts and self.texts[name].num_empty else ""
+            )
+            log.info("%-8s%s%s", name, self.counts[name].line(self.reader.max_length, how), empty)

@@ -312,7 +312,9 @@ def test_empty_cells_are_counted_not_refused(tiny_model_dir, tmp_path, said):
         tmp_path / "train.jsonl", [{"text": t, "label": i % 2} for i, t in enumerate(["a", " ", "", "b"])]
     )
     module = prepared(tiny_model_dir, train=path, val_fraction=0)
-    assert f"{path}: 2 empty cells in column 'text'" in said.text
+    assert "none longer than 64, 2 empty" in said.text
+    quality = module.preparation.texts["train"]
+    assert (quality.num_empty, quality.empty_places) == (2, [f"{path}:2", f"{path}:3"])
     assert [len(ids) for ids in module.encoded["train"]["input_ids"]] == [3, 2, 2, 3]
 
 

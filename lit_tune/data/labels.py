@@ -1,18 +1,20 @@
 """Labels as they stand in files -> classes with ids, sets of classes, or numbers.
 
-Pure functions on lists. A label is a string, an int, a bool or an integral float (a class), a list of them (several
-classes at once) or any other number (a regression target). Nothing is guessed silently: missing, mixed and unknown
-labels are errors that name the rows.
+Pure functions on columns: a list, an array, or already :class:`Distinct`. A label is a string, an int, a bool or an
+integral float (a class), a list of them (several classes at once) or any other number (a regression target). Nothing is
+guessed silently: missing, mixed and unknown labels are errors that name the rows.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
+from lit_tune.data.distinct import Distinct, distinct
 from lit_tune.errors import DataError, nearest
 
+Column = Sequence[Any] | np.ndarray | Distinct
 LabelKind = Literal["class", "multi", "number"]
 Locate = Callable[[int], str]
 
@@ -22,7 +24,7 @@ NUM_PLACES = 5
 NUM_NAMES_SHOWN = 10
 
 
-def label_kind(values: Sequence[Any] | np.ndarray, locate: Locate) -> LabelKind:
+def label_kind(values: Column, locate: Locate) -> LabelKind:
     """Say what kind of problem a label column poses.
 
     Args:
@@ -38,24 +40,25 @@ def label_kind(values: Sequence[Any] | np.ndarray, locate: Locate) -> LabelKind:
     >>> label_kind(["pos", "neg"], str), label_kind([[0, 2], []], str), label_kind([1.0, 2.5], str)
     ('class', 'multi', 'number')
     """
-    rows = _plain(values)
-    _refuse_missing(rows, locate)
-    types = [_type_of(v) for v in rows]
+    column = distinct(values)
+    _refuse_missing(column, locate)
+    types = [_type_of(v) for v in column.values]
     kinds = sorted(set(types))
     if len(kinds) > 1:
-        _refuse_mixed(kinds, types, rows, locate)
+        _refuse_mixed(kinds, types, column, locate)
     if kinds == ["list"]:
-        _refuse_bad_lists(rows, locate)
+        _refuse_bad_lists(column, locate)
         return "multi"
     if kinds not in (["text"], ["number"], ["true/false"]):
+        shown = _shorten(column.values[0])
         raise DataError(
-            f"a label is a {kinds[0]} such as {_shorten(rows[0])}; it may be text, a number, true/false or a list",
+            f"a label is a {kinds[0]} such as {shown}; it may be text, a number, true/false or a list",
             where=locate(0),
             fix="give task.init_args.label_column a column of that kind",
         )
     if kinds == ["text"]:
-        _refuse_numbers_with_words(rows, locate)
-    return "class" if kinds != ["number"] or all(float(v).is_integer() for v in rows) else "number"
+        _refuse_numbers_with_words(column, locate)
+    return "class" if kinds != ["number"] or all(float(v).is_integer() for v in column.values) else "number"
 
 
 def canonical_name(value: Any) -> str:
@@ -64,13 +67,14 @@ def canonical_name(value: Any) -> str:
     >>> canonical_name(3), canonical_name(3.0), canonical_name("3"), canonical_name(True)
     ('3', '3', '3', 'True')
     """
-    value = _scalar(value)
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return str(value)
 
 
-def class_names(values: Sequence[Any] | np.ndarray, class_label_names: list[str] | None) -> list[str]:
+def class_names(values: Column, class_label_names: list[str] | None) -> list[str]:
     """Names of the classes in the order of their ids.
 
     Args:
@@ -85,14 +89,14 @@ def class_names(values: Sequence[Any] | np.ndarray, class_label_names: list[str]
     """
     if class_label_names is not None:
         return list(class_label_names)
-    distinct = {label for row in _plain(values) for label in (row if isinstance(row, list) else [row])}
-    if any(isinstance(label, bool) for label in distinct):
+    found = {label for value in distinct(values).values for label in (value if isinstance(value, list) else [value])}
+    if any(isinstance(label, bool) for label in found):
         return ["False", "True"]
-    return [canonical_name(label) for label in sorted(distinct)]
+    return [canonical_name(label) for label in sorted(found)]
 
 
 def encode_class_labels(
-    values: Sequence[Any] | np.ndarray,
+    values: Column,
     names: list[str],
     locate: Locate,
     known_from: str = "train",
@@ -119,13 +123,14 @@ def encode_class_labels(
     >>> encode_class_labels(["b", "a"], ["a", "b"], str).tolist()
     [1, 0]
     """
-    rows = _plain(values)
-    _refuse_missing(rows, locate)
-    return np.array(_lookup(rows, names, locate, known_from, class_label_names), dtype=np.int64)
+    column = distinct(values)
+    _refuse_missing(column, locate)
+    ids = _lookup(column.values, names, column.rows_where, locate, known_from, class_label_names)
+    return np.array(ids, dtype=np.int64)[column.codes]
 
 
 def encode_multi_labels(
-    values: Sequence[Any] | np.ndarray,
+    values: Column,
     names: list[str],
     locate: Locate,
     known_from: str = "train",
@@ -139,22 +144,29 @@ def encode_multi_labels(
     >>> encode_multi_labels([["b", "a"], []], ["a", "b"], str)
     [[0, 1], []]
     """
-    rows = _plain(values)
-    _refuse_missing(rows, locate)
-    scalars = [i for i, row in enumerate(rows) if not isinstance(row, list)]
+    column = distinct(values)
+    _refuse_missing(column, locate)
+    scalars = column.rows_where([not isinstance(value, list) for value in column.values])
     if scalars:
+        first = column.values[column.codes[scalars[0]]]
         raise DataError(
-            f"a label is {_shorten(rows[scalars[0]])}, not a list of labels{_places(scalars, locate)}",
+            f"a label is {_shorten(first)}, not a list of labels{_places(scalars, locate)}",
             fix="give every row a list, or set task.init_args.problem_type: single_label_classification",
         )
-    _refuse_bad_lists(rows, locate)
-    owner = [i for i, row in enumerate(rows) for _ in row]
-    labels = [label for row in rows for label in row]
-    ids = iter(_lookup(labels, names, lambda i: locate(owner[i]), known_from, class_label_names))
-    return [sorted(next(ids) for _ in row) for row in rows]
+    _refuse_bad_lists(column, locate)
+    labels = [label for value in column.values for label in value]
+    owner = [i for i, value in enumerate(column.values) for _ in value]
+
+    def rows_where(flags: Sequence[bool]) -> list[int]:
+        flagged = {i for i, flag in zip(owner, flags, strict=True) if flag}
+        return column.rows_where([i in flagged for i in range(len(column.values))])
+
+    ids = iter(_lookup(labels, names, rows_where, locate, known_from, class_label_names))
+    encoded = [sorted(next(ids) for _ in value) for value in column.values]
+    return [encoded[code] for code in column.codes.tolist()]
 
 
-def encode_numbers(values: Sequence[Any] | np.ndarray, locate: Locate) -> np.ndarray:
+def encode_numbers(values: Column, locate: Locate) -> np.ndarray:
     """Regression targets -> float64, one per row. Text that reads as a number (a streamed csv) counts as one.
 
     Raises:
@@ -163,43 +175,29 @@ def encode_numbers(values: Sequence[Any] | np.ndarray, locate: Locate) -> np.nda
     >>> encode_numbers([1, 2.5, "3"], str).tolist()
     [1.0, 2.5, 3.0]
     """
-    rows = _plain(values)
-    _refuse_missing(rows, locate)
-    numbers = [_number(v) for v in rows]
-    bad = [i for i, number in enumerate(numbers) if number is None or not math.isfinite(number)]
-    if bad:
+    column = distinct(values)
+    _refuse_missing(column, locate)
+    numbers = [_number(v) for v in column.values]
+    bad = [number is None or not math.isfinite(number) for number in numbers]
+    if any(bad):
+        first = column.values[bad.index(True)]
         raise DataError(
-            f"target {_shorten(rows[bad[0]])} is not a finite number{_places(bad, locate)}",
+            f"target {_shorten(first)} is not a finite number{_places(column.rows_where(bad), locate)}",
             fix="correct or drop these rows, or set task.init_args.problem_type: single_label_classification",
         )
-    return np.array(numbers, dtype=np.float64)
+    return np.array(numbers, dtype=np.float64)[column.codes]
 
 
-def is_unlabelled(values: Sequence[Any] | np.ndarray) -> bool:
+def is_unlabelled(values: Column) -> bool:
     """True if no row has a label: all -1 (as in GLUE's test splits) or all missing. Some missing is an error elsewhere.
 
     >>> is_unlabelled([-1, -1]), is_unlabelled([None, ""]), is_unlabelled([-1, 1]), is_unlabelled([[], []])
     (True, True, False, False)
     """
-    rows = _plain(values)
-    if not rows:
+    found = distinct(values).values
+    if not found:
         return False
-    return all(_is_missing(v) for v in rows) or all(not isinstance(v, list) and canonical_name(v) == "-1" for v in rows)
-
-
-def _scalar(value: Any) -> Any:
-    """Numpy scalars and arrays, and tuples, as plain Python."""
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if isinstance(value, list | tuple):
-        return [_scalar(v) for v in value]
-    return value
-
-
-def _plain(values: Iterable[Any]) -> list[Any]:
-    return values.tolist() if isinstance(values, np.ndarray) else [_scalar(v) for v in values]
+    return all(map(_is_missing, found)) or all(not isinstance(v, list) and canonical_name(v) == "-1" for v in found)
 
 
 def _is_missing(value: Any) -> bool:
@@ -237,68 +235,80 @@ def _places(rows: list[int], locate: Locate) -> str:
     return f" ({shown}{total})"
 
 
-def _refuse_missing(rows: list[Any], locate: Locate) -> None:
-    missing = [
-        i for i, v in enumerate(rows) if _is_missing(v) or (isinstance(v, list) and any(_is_missing(x) for x in v))
-    ]
-    if missing:
+def _refuse_missing(column: Distinct, locate: Locate) -> None:
+    is_missing = [_is_missing(v) or (isinstance(v, list) and any(map(_is_missing, v))) for v in column.values]
+    if any(is_missing):
+        missing = column.rows_where(is_missing)
         raise DataError(
-            f"{len(missing)} of {len(rows)} labels are missing{_places(missing, locate)}",
+            f"{len(missing)} of {len(column)} labels are missing{_places(missing, locate)}",
             fix="label these rows or drop them; rows without any label are given to `lit-tune predict`",
         )
 
 
-def _refuse_mixed(kinds: list[str], types: list[str], rows: list[Any], locate: Locate) -> None:
+def _refuse_mixed(kinds: list[str], types: list[str], column: Distinct, locate: Locate) -> None:
     found = []
     for kind in kinds:
-        of_kind = [i for i, t in enumerate(types) if t == kind]
-        found.append(f"{kind} such as {_shorten(rows[of_kind[0]])} in {len(of_kind)} rows{_places(of_kind, locate)}")
+        of_kind = column.rows_where([t == kind for t in types])
+        first = column.values[types.index(kind)]
+        found.append(f"{kind} such as {_shorten(first)} in {len(of_kind)} rows{_places(of_kind, locate)}")
     raise DataError(f"labels are of several types: {'; '.join(found)}", fix="write all labels in one way")
 
 
-def _refuse_bad_lists(rows: list[list[Any]], locate: Locate) -> None:
-    types = [_type_of(label) for row in rows for label in row]
+def _refuse_bad_lists(column: Distinct, locate: Locate) -> None:
+    types = [_type_of(label) for value in column.values for label in value]
     kinds = sorted(set(types))
-    owner = [i for i, row in enumerate(rows) for _ in row]
     if len(kinds) > 1:
-        _refuse_mixed(kinds, types, [label for row in rows for label in row], lambda i: locate(owner[i]))
+        rows = column.rows()
+        owner = [i for i, row in enumerate(rows) for _ in row]
+        labels = distinct(label for row in rows for label in row)
+        _refuse_mixed(kinds, [_type_of(v) for v in labels.values], labels, lambda i: locate(owner[i]))
     if kinds not in ([], ["text"], ["number"], ["true/false"]):
         raise DataError(
             f"a label list holds a {kinds[0]}; it may hold text or ints",
-            where=locate(owner[0]),
+            where=locate(column.rows_where([bool(value) for value in column.values])[0]),
             fix="flatten the lists",
         )
     if kinds == ["number"]:
-        broken = [i for i, row in enumerate(rows) if not all(float(v).is_integer() for v in row)]
-        if broken:
+        broken = [not all(float(v).is_integer() for v in value) for value in column.values]
+        if any(broken):
             raise DataError(
-                f"a label list holds {_shorten(rows[broken[0]])}: several numbers per row are not "
-                f"supported{_places(broken, locate)}",
+                f"a label list holds {_shorten(column.values[broken.index(True)])}: several numbers per row are not "
+                f"supported{_places(column.rows_where(broken), locate)}",
                 fix="give one number per row (regression), or lists of class names (multi-label)",
             )
-    twice = [i for i, row in enumerate(rows) if len({canonical_name(v) for v in row}) < len(row)]
-    if twice:
+    twice = [len({canonical_name(v) for v in value}) < len(value) for value in column.values]
+    if any(twice):
         raise DataError(
-            f"a label stands twice in {_shorten(rows[twice[0]])}{_places(twice, locate)}",
+            f"a label stands twice in {_shorten(column.values[twice.index(True)])}"
+            f"{_places(column.rows_where(twice), locate)}",
             fix="list each label of a row once; a 0/1 vector must become the list of the labels that are 1",
         )
 
 
-def _refuse_numbers_with_words(rows: list[str], locate: Locate) -> None:
+def _refuse_numbers_with_words(column: Distinct, locate: Locate) -> None:
     """Decimals with a few words between (``1.5, 2.5, NA``) are a regression column with holes, not classes."""
-    words = [i for i, v in enumerate(rows) if _number(v) is None or not math.isfinite(float(v))]
-    decimals = any(not float(v).is_integer() for v in rows if _number(v) is not None and math.isfinite(float(v)))
-    if words and decimals and 2 * len(words) < len(rows):
+    numbers = [_number(v) for v in column.values]
+    is_word = [n is None or not math.isfinite(n) for n in numbers]
+    if not any(is_word) or all(word or float(n or 0).is_integer() for n, word in zip(numbers, is_word, strict=True)):
+        return
+    words = column.rows_where(is_word)
+    if 2 * len(words) < len(column):
+        first = column.values[is_word.index(True)]
         raise DataError(
-            f"labels are decimal numbers except {_shorten(rows[words[0]])}{_places(words, locate)}",
+            f"labels are decimal numbers except {_shorten(first)}{_places(words, locate)}",
             fix="correct or drop these rows",
         )
 
 
 def _lookup(
-    labels: list[Any], names: list[str], locate: Locate, known_from: str, class_label_names: list[str] | None
+    labels: list[Any],
+    names: list[str],
+    rows_where: Callable[[Sequence[bool]], list[int]],
+    locate: Locate,
+    known_from: str,
+    class_label_names: list[str] | None,
 ) -> list[int]:
-    """Ids of flat labels. Raises DataError for an id out of range and for a label without a name in ``names``."""
+    """Ids of distinct labels. Raises DataError for an id out of range and for a label without a name in ``names``."""
     id_of = {name: i for i, name in enumerate(names)}
     ids_into = class_label_names
     if ids_into is None and not any(_is_integer(name) for name in names):
@@ -306,17 +316,18 @@ def _lookup(
     found = [canonical_name(label) for label in labels]
     if ids_into is not None:
         is_id = [_is_integer(name) and (class_label_names is not None or name not in id_of) for name in found]
-        outside = [i for i, name in enumerate(found) if is_id[i] and not 0 <= int(name) < len(ids_into)]
-        if outside:
+        outside = [is_id[i] and not 0 <= int(name) < len(ids_into) for i, name in enumerate(found)]
+        if any(outside):
             raise DataError(
-                f"label id {found[outside[0]]} is out of range: ids go from 0 ({ids_into[0]!r}) to "
-                f"{len(ids_into) - 1} ({ids_into[-1]!r}){_places(outside, locate)}",
+                f"label id {found[outside.index(True)]} is out of range: ids go from 0 ({ids_into[0]!r}) to "
+                f"{len(ids_into) - 1} ({ids_into[-1]!r}){_places(rows_where(outside), locate)}",
                 fix="correct or drop these rows",
             )
         found = [ids_into[int(name)] if is_id[i] else name for i, name in enumerate(found)]
-    unknown = [i for i, name in enumerate(found) if name not in id_of]
+    unknown = [name for name in found if name not in id_of]
     if unknown:
-        raise _unknown_label(unknown, found, names, locate, known_from)
+        rows = rows_where([name == unknown[0] for name in found])
+        raise _unknown_label(unknown, rows, names, locate, known_from)
     return [id_of[name] for name in found]
 
 
@@ -324,12 +335,8 @@ def _is_integer(name: str) -> bool:
     return name.removeprefix("-").isdecimal()
 
 
-def _unknown_label(
-    unknown: list[int], found: list[str], names: list[str], locate: Locate, known_from: str
-) -> DataError:
-    label = found[unknown[0]]
-    rows = [i for i in unknown if found[i] == label]
-    num_others = len({found[i] for i in unknown}) - 1
+def _unknown_label(unknown: list[str], rows: list[int], names: list[str], locate: Locate, known_from: str) -> DataError:
+    label, num_others = unknown[0], len(set(unknown)) - 1
     others = f", nor do {num_others} other labels" if num_others else ""
     shown = ", ".join(repr(n) for n in names[:NUM_NAMES_SHOWN])
     more = f", ... ({len(names)} in all)" if len(names) > NUM_NAMES_SHOWN else ""

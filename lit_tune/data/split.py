@@ -2,13 +2,15 @@
 
 import bisect
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, islice
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 
+from lit_tune.data.distinct import Distinct, distinct, distinct_of_arrow
 from lit_tune.errors import DataError, LitTuneError
 
 READ_ROWS = 100
@@ -37,6 +39,14 @@ class Split:
     source: str = ""
     origin: np.ndarray | None = None
     explain: Callable[[Exception], LitTuneError] | None = None
+    whole: "Split | None" = None
+    """Of a selection: the split it was selected from."""
+    picks: np.ndarray | None = None
+    """Of a selection: the number each row has in ``whole``."""
+    hashes: dict[tuple[str, ...], np.ndarray] = field(default_factory=dict, init=False, repr=False, compare=False)
+    text_columns: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """What ``data.texts`` found out about the texts, kept because it is asked for again by every part of the split."""
+    _distinct: dict[str, Distinct] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.rows)  # type: ignore[arg-type]
@@ -81,11 +91,32 @@ class Split:
         assert isinstance(self.rows, datasets.Dataset), "a stream has no columns to read"
         return self.rows[name][:]
 
+    def distinct(self, name: str) -> Distinct:
+        """A column as its distinct values; read once, and never row by row from a selection."""
+        if self.whole is not None and self.picks is not None:
+            return self.whole.distinct(name).take(self.picks)
+        if name not in self._distinct:
+            arrow = self.arrow(name)
+            self._distinct[name] = distinct(self.column(name)) if arrow is None else distinct_of_arrow(arrow)
+        return self._distinct[name]
+
+    def arrow(self, name: str) -> pa.ChunkedArray | None:
+        """A column of plain values as it lies on the disk; None for lists, mixed types and selections."""
+        assert isinstance(self.rows, datasets.Dataset), "a stream has no columns to read"
+        feature = self.rows.features[name]
+        is_plain = isinstance(feature, datasets.ClassLabel) or (
+            isinstance(feature, datasets.Value) and feature.dtype != "null"
+        )
+        is_selected = self.picks is not None or getattr(self.rows, "_indices", None) is not None
+        return self.rows.data.column(name) if is_plain and not is_selected else None
+
     def select(self, indices: np.ndarray) -> "Split":
         """Some of the rows; messages still name their place in the file."""
         assert isinstance(self.rows, datasets.Dataset)
         origin = indices if self.origin is None else self.origin[indices]
-        return replace(self, rows=self.rows.select(indices), origin=origin)
+        picks = indices if self.picks is None else self.picks[indices]
+        rows = self.rows.select(indices)
+        return replace(self, rows=rows, origin=origin, whole=self.whole or self, picks=picks)
 
     def renamed(self, name: str) -> "Split":
         """The same rows as another split."""

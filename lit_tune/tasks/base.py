@@ -74,10 +74,10 @@ class Task(ABC):
 
     @abstractmethod
     def input_columns(self) -> tuple[str, ...]:
-        """Columns that hold text and stay text, whatever they look like."""
+        """Columns that hold text and stay text, whatever they look like; rows alike in them are the same example."""
 
     @abstractmethod
-    def inspect(self, train: Split, model_config: PretrainedConfig, new_head: bool) -> Spec:
+    def inspect(self, train: Split, model_config: PretrainedConfig | None, new_head: bool) -> Spec:
         """Read the problem off the train split.
 
         Args:
@@ -95,8 +95,8 @@ class Task(ABC):
         """The spec of a model that already has a head, for evaluation without training data."""
 
     @abstractmethod
-    def check(self, split: Split, spec: Spec, labelled: bool = True) -> list[str]:
-        """Find rows that cannot be used, before anything is tokenized; returns remarks worth saying.
+    def check(self, split: Split, spec: Spec, labelled: bool = True) -> None:
+        """Find rows that cannot be used, before anything is tokenized; all problems together.
 
         Raises:
             DataError: A missing column, a null, or a label that train lacks, with ``file:row``.
@@ -117,10 +117,6 @@ class Task(ABC):
     @abstractmethod
     def summarize(self, train: Split, spec: Spec) -> Spec:
         """Add counts and baseline of the rows that are trained on."""
-
-    @abstractmethod
-    def texts(self, rows: Rows) -> list[str]:
-        """One string per row: what two rows must share to count as the same example in two splits."""
 
     @abstractmethod
     def encode(self, rows: Rows, tokenizer: PreTrainedTokenizerBase, spec: Spec, max_length: int) -> Features:

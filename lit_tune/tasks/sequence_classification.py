@@ -14,9 +14,11 @@ from transformers import AutoModelForSequenceClassification, PretrainedConfig, P
 from lit_tune import losses, metrics
 from lit_tune.data import checks, labels, splits
 from lit_tune.data.collators import Padding, TextCollator
+from lit_tune.data.distinct import Distinct
 from lit_tune.data.sources import class_label_names
 from lit_tune.data.split import Split
-from lit_tune.errors import ConfigError, DataError
+from lit_tune.data.texts import read_texts
+from lit_tune.errors import ConfigError, DataError, LitTuneError, collected, raise_problems
 from lit_tune.tasks.base import Batch, Collator, Features, Rows, Spec, Task
 from lit_tune.tasks.classification_head import build_own_loss, check_settings, head_labels, keep_head
 from lit_tune.tasks.classification_report import report_text
@@ -95,11 +97,11 @@ class SequenceClassification(Task):
 
     # ---- reading the labels ------------------------------------------------------------------------------------------
 
-    def inspect(self, train: Split, model_config: PretrainedConfig, new_head: bool) -> Spec:
+    def inspect(self, train: Split, model_config: PretrainedConfig | None, new_head: bool) -> Spec:
         self.require(train, labelled=True)
         named = self.label_names or class_label_names(train, self.label_column)
         if not train.is_streamed:
-            spec = self.spec_of_values(train.column(self.label_column), named, train)
+            spec = self.spec_of_values(train.distinct(self.label_column), named, train)
         elif self.problem_type == REGRESSION:
             spec = Spec(REGRESSION)
         elif named:
@@ -123,7 +125,7 @@ class SequenceClassification(Task):
             self.check_balance(spec)
         return spec if new_head else keep_head(spec, model_config)
 
-    def spec_of_values(self, values: list[Any], named: list[str] | None, train: Split) -> Spec:
+    def spec_of_values(self, values: Distinct, named: list[str] | None, train: Split) -> Spec:
         """The spec of a column of labels."""
         found = PROBLEM_OF_KIND[labels.label_kind(values, train.locate)]
         if found == SINGLE and self.problem_type == REGRESSION:
@@ -131,7 +133,7 @@ class SequenceClassification(Task):
             found = REGRESSION
         if self.problem_type not in ("auto", found):
             raise DataError(
-                f"the labels look like {found}, e.g. {values[0]!r} in {train.locate(0)}",
+                f"the labels look like {found}, e.g. {values.values[0]!r} in {train.locate(0)}",
                 where="task.init_args.problem_type",
                 fix=f"{found} instead of {self.problem_type}, or another label_column",
             )
@@ -159,18 +161,18 @@ class SequenceClassification(Task):
             keys[self.label_column] = "task.init_args.label_column"
         checks.require_columns(split.column_names, list(keys), where=split.title, keys=keys)
 
-    def check(self, split: Split, spec: Spec, labelled: bool = True) -> list[str]:
+    def check(self, split: Split, spec: Spec, labelled: bool = True) -> None:
         self.require(split, labelled)
-        remarks = []
+        problems: list[LitTuneError] = []
         for column in self.text_columns:
-            empty = checks.check_texts(split.column(column), column, split.locate)
-            if empty:
-                remarks.append(f"{split.title}: {empty:,} empty cells in column {column!r}")
+            with collected(problems):
+                read_texts(split, column)
         if labelled:
-            self.encode_labels(split.column(self.label_column), spec, split)
-        return remarks
+            with collected(problems):
+                self.encode_labels(split.distinct(self.label_column), spec, split)
+        raise_problems(problems)
 
-    def encode_labels(self, values: list[Any], spec: Spec, split: Split | None = None) -> Any:
+    def encode_labels(self, values: list[Any] | Distinct, spec: Spec, split: Split | None = None) -> Any:
         """Raw labels -> ids (N,), lists of ids, or float64 numbers (N,)."""
         locate = split.locate if split else (lambda i: f"row {i + 1} of the batch")
         if spec.problem_type == REGRESSION:
@@ -185,8 +187,8 @@ class SequenceClassification(Task):
     def is_unlabelled(self, split: Split, spec: Spec) -> bool:
         if self.label_column not in split.column_names:
             return True
-        values = split.column(self.label_column)
-        is_label = "-1" in spec.label_names and labels.canonical_name(values[0]) == "-1"  # of -1, 0, 1
+        values = split.distinct(self.label_column)
+        is_label = "-1" in spec.label_names and labels.canonical_name(values.values[0]) == "-1"  # of -1, 0, 1
         return not is_label and labels.is_unlabelled(values)
 
     def without_labels(self, split: Split) -> Split:
@@ -195,7 +197,7 @@ class SequenceClassification(Task):
         return replace(split, rows=split.rows.remove_columns(self.label_column))
 
     def strata(self, split: Split, spec: Spec) -> np.ndarray | None:
-        encoded = self.encode_labels(split.column(self.label_column), spec, split)
+        encoded = self.encode_labels(split.distinct(self.label_column), spec, split)
         if spec.problem_type == SINGLE:
             return np.asarray(encoded)
         if spec.problem_type == REGRESSION:
@@ -203,7 +205,7 @@ class SequenceClassification(Task):
         return None  # label sets: too many combinations to keep the share of each
 
     def summarize(self, train: Split, spec: Spec) -> Spec:
-        values = train.column(self.label_column)
+        values = train.distinct(self.label_column)
         encoded = self.encode_labels(values, spec, train)
         counts: list[int] = []
         if spec.problem_type == SINGLE:
@@ -225,9 +227,6 @@ class SequenceClassification(Task):
             self.weights(setting, spec, torch.empty(0))
 
     # ---- rows to tensors ---------------------------------------------------------------------------------------------
-
-    def texts(self, rows: Rows) -> list[str]:
-        return ["\n".join(parts) for parts in zip(*(rows[c] for c in self.text_columns), strict=True)]
 
     def encode(self, rows: Rows, tokenizer: PreTrainedTokenizerBase, spec: Spec, max_length: int) -> Features:
         """Tokenize once without cutting, so that what is cut can be counted; only rows that are too long go twice."""

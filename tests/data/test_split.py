@@ -72,3 +72,15 @@ def test_a_saved_split_without_rows_is_an_error(tmp_path):
     datasets.DatasetDict({"train": empty}).save_to_disk(str(tmp_path / "saved"))
     with pytest.raises(DataError, match="a split in it has no rows"):
         RawData({}, dataset=str(tmp_path / "saved")).load("train")
+
+
+def test_distinct_values_of_a_selection_are_those_of_its_rows():
+    values = [2.5, None, 1.0, 2.5, float("nan"), 7.0]
+    for column in (values, ["b", None, "a", "b", "", "c"], [["x"], [], ["x", "y"], ["x"], [], ["z"]]):
+        split = Split(datasets.Dataset.from_dict({"n": column}), "train", [], "f", "s")
+        chosen = [5, 3, 1, 0, 4]
+        part = split.select(np.array(chosen)).select(np.array([1, 2, 3]))
+        for found, expected in ((split, column), (part, [column[i] for i in chosen[1:4]])):
+            assert repr(found.distinct("n").rows()) == repr(list(expected))
+            first_seen = list(dict.fromkeys(map(repr, expected)))
+            assert list(map(repr, found.distinct("n").values)) == first_seen

@@ -139,11 +139,6 @@ def test_ids_of_a_class_label_become_names_before_they_are_encoded(tiny_model_di
     assert class_labels(Split(rows.cast(datasets.Features(numbered)), "val", [], "f")) == {}
 
 
-def test_texts_of_a_pair_count_as_one_example():
-    task = SequenceClassification(text_columns=["a", "b"])
-    assert task.texts({"a": ["x", "y"], "b": ["1", "2"], "label": [0, 1]}) == ["x\n1", "y\n2"]
-
-
 def test_all_models_but_xlnet_are_padded_on_the_right():
     task, left = SequenceClassification(), SimpleNamespace(padding_side="left")
     assert task.padding_side(left, BertConfig()) == "right"
