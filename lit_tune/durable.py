@@ -171,6 +171,15 @@ def fingerprint(path: Path) -> Fingerprint:
     return Fingerprint(size, digest.hexdigest())
 
 
+def fingerprints(folder: Path) -> dict[str, Fingerprint]:
+    """Size and hash of each file in a folder, by its name.
+
+    Raises:
+        OSError: One cannot be read.
+    """
+    return {path.name: fingerprint(path) for path in sorted(folder.iterdir()) if path.is_file()}
+
+
 def sweep_temporaries(folder: Path) -> list[Path]:
     """Remove what died processes left half-written in a run directory and its ``checkpoints``.
 

@@ -3,9 +3,11 @@
 import errno
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import IO, Any, cast
 
 import torch
@@ -64,7 +66,7 @@ class DurableCheckpointIO(CheckpointIO):
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             check_free_space(target.parent, checkpoint_bytes(checkpoint))
-            written = retried(lambda: write_verified(checkpoint, temporary), target)
+            written = retried(lambda: write_verified(checkpoint, temporary, target), target)
             entry = entry_of(self.run_dir, target, checkpoint, written)
             add_entry(self.run_dir, entry)
             os.replace(temporary, target)
@@ -110,7 +112,7 @@ class DurableCheckpointIO(CheckpointIO):
             raise StorageError("a checkpoint with code in it is never loaded", where=str(source), fix="weights_only")
         entry = checked(self.run_dir, source)
         check_format(entry, source)
-        return torch.load(source, map_location=map_location or "cpu", weights_only=True, mmap=False)
+        return load_plain(source, map_location or "cpu")
 
     @rank_zero_only
     def remove_checkpoint(self, path: str | Path) -> None:
@@ -138,14 +140,20 @@ def local(path: str | Path) -> Path:
     return Path(path)
 
 
-def write_verified(checkpoint: dict[str, Any], path: Path) -> Fingerprint:
+def write_verified(checkpoint: dict[str, Any], path: Path, target: Path) -> Fingerprint:
     """Stream a checkpoint to the disk, read it back, compare.
+
+    Args:
+        checkpoint: What is written.
+        path: The temporary file.
+        target: Its name later, for messages.
 
     Returns:
         Size and hash.
 
     Raises:
         OSError: It cannot be written, or what is read is not what was written.
+        StorageError: It could not be loaded again.
     """
     file = HashedFile(path)
     try:
@@ -158,7 +166,25 @@ def write_verified(checkpoint: dict[str, Any], path: Path) -> Fingerprint:
         file.close()
     if fingerprint(path) != written:
         raise OSError(errno.EIO, "what is read back is not what was written", str(path))
+    load_plain(path, "meta", mmap=True, shown=target)  # reads no tensor
     return written
+
+
+def load_plain(path: Path, map_location: Any, mmap: bool = False, shown: Path | None = None) -> dict[str, Any]:
+    """Read a checkpoint that holds nothing but plain types and tensors.
+
+    Raises:
+        StorageError: It holds more, which would be code.
+    """
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+    except UnpicklingError as e:
+        named = re.search(r"(?:GLOBAL|global|class) `?'?([\w.]+)", str(e))
+        raise StorageError(
+            f"it holds more than plain types and tensors{f': {named[1]}' if named else ''}",
+            where=str(shown or path),
+            fix="callbacks and hyper-parameters with plain types in their state",
+        ) from e
 
 
 def retried(write: Callable[[], Fingerprint], target: Path) -> Fingerprint:

@@ -1,5 +1,6 @@
 """What the manifest knows of a checkpoint: the entries under ``checkpoints``."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,13 @@ def name_in(run_dir: RunDir, path: Path) -> str:
 
     The folder may be reached through a link, as /app/runs is in the image.
     """
-    target, root = path.resolve(), run_dir.path.resolve()
+    target, root = real(path), real(run_dir.path)
     return target.relative_to(root).as_posix() if target.is_relative_to(root) else str(target)
+
+
+def real(path: Path) -> Path:
+    """The path without links; unlike ``Path.resolve`` it does not raise where links lead in a circle."""
+    return Path(os.path.realpath(path))
 
 
 def entry_of(run_dir: RunDir, path: Path, checkpoint: dict[str, Any], written: Fingerprint) -> dict[str, Any]:

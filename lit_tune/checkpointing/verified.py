@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_tune.checkpointing.entries import CHECKPOINT_FORMAT, entries, name_in, versions_here
+from lit_tune.checkpointing.entries import CHECKPOINT_FORMAT, entries, name_in, real, versions_here
 from lit_tune.durable import HASH, Fingerprint, fingerprint
 from lit_tune.errors import StorageError
 from lit_tune.run_dir import RunDir
@@ -117,9 +117,8 @@ def checked(run_dir: RunDir, path: Path, known: list[dict[str, Any]] | None = No
         StorageError: There is no such file, no entry, or size or hash differ.
     """
     if known is None:
-        owner = (
-            run_dir if path.resolve().is_relative_to(run_dir.path.resolve()) else RunDir(path.resolve().parent.parent)
-        )
+        here = real(path).is_relative_to(real(run_dir.path))
+        owner = run_dir if here else RunDir(real(path).parent.parent)
         known = [e for e in entries(owner) if e["path"] == name_in(owner, path)]
     fix = "resume: auto takes the newest checkpoint that is whole"
     if not path.is_file():
