@@ -74,6 +74,8 @@ class RatioMetric(StreamingMetric):
         super().__init__()
         for name in ("numerator", "denominator"):
             self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.counted = 0.0
+        """What the last result was divided by, over all ranks."""
 
     def update(self, numerator: Tensor, denominator: Tensor) -> None:
         """Add one batch.
@@ -87,6 +89,7 @@ class RatioMetric(StreamingMetric):
 
     def compute(self) -> Tensor:
         """The ratio, 0-dim float64 on the CPU."""
+        self.counted = float(self.denominator)
         return ratio(self.numerator.cpu(), self.denominator.cpu(), otherwise=math.nan)
 
 

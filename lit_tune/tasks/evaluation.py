@@ -26,6 +26,8 @@ class Evaluation(nn.Module):
         self.losses = nn.ModuleDict({stage: RatioMetric() for stage in stages})
         self.computed: dict[str, dict[str, Any]] = {}
         """Last computed metrics by stage, tensors and matrices included."""
+        self.num_targets: dict[str, float] = {}
+        """What the loss of each stage was last divided by, over all ranks."""
 
     def add(self, stage: str, outputs: Any, batch: Batch) -> None:
         """Count a batch."""
@@ -38,6 +40,7 @@ class Evaluation(nn.Module):
         loss: Any = self.losses[stage]
         collection: Any = self.metrics[stage]
         self.computed[stage] = {"loss": loss.compute(), **collection.compute()}
+        self.num_targets[stage] = loss.counted
         self.reset(stage)
         values = scalars(self.computed[stage])
         return {f"{stage}/{name}": math.nan if v is None else v for name, v in values.items()}
