@@ -12,11 +12,14 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from lit_tune import __version__
+from lit_tune import __version__, interrupts
 from lit_tune.config.flags import option_of, take_flags
 from lit_tune.config.parameters import Parameter, parameters_of
-from lit_tune.errors import ConfigError, LitTuneError, OutOfMemory, nearest
+from lit_tune.errors import ConfigError, LitTuneError, nearest
+from lit_tune.foreign_errors import in_our_words
 from lit_tune.imports import allow_import
+from lit_tune.interrupts import Interruption
+from lit_tune.ranks import join_ranks, tell_rank_zero, watch_rank_zero
 
 VERBS: dict[str, str] = {
     "fit": "train a model, keep its best weights, and write them to run_dir/best",
@@ -28,7 +31,7 @@ VERBS: dict[str, str] = {
 }
 """Verb -> one line, the summary of its function; one file each in ``lit_tune/commands``."""
 
-EXIT_BUG, EXIT_CONFIG, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
+EXIT_BUG, EXIT_INTERRUPTED = 1, 130
 
 SHARED_FLAGS = [
     Parameter("allow_import", list[str], [], ""),
@@ -67,30 +70,41 @@ def main(argv: list[str] | None = None) -> int:
     if tokens[0] == "--version":
         print(f"lit-tune {__version__}")
         return 0
+    interrupts.install()
+    watch_rank_zero()
+    try:
+        return _exit_code(tokens)
+    finally:
+        join_ranks()
+        interrupts.uninstall()
+
+
+def _exit_code(tokens: list[str]) -> int:
+    """Run a verb; every way in which it may end has a code and, where it is not 0, a message."""
     debug = "--debug" in tokens
     try:
         _run(tokens[0], tokens[1:])
     except LitTuneError as error:
         return _say(error, debug)
-    except KeyboardInterrupt:
+    except Interruption as error:
+        if not tell_rank_zero(str(error)):
+            print(f"lit-tune: {error}", file=sys.stderr)
+        return 128 + error.signum
+    except KeyboardInterrupt:  # outside the main thread, where no handler can be ours
         print("lit-tune: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except SystemExit as error:
-        # Lightning answers the first Ctrl+C with sys.exit(1) after its own clean-up (trainer/call.py, 2.6.6)
+        # Lightning answers a KeyboardInterrupt with sys.exit(1) after its own clean-up (trainer/call.py, 2.6.6)
         if isinstance(error.__context__, KeyboardInterrupt):
             return EXIT_INTERRUPTED
-        if (
-            type(error).__name__ == "SIGTERMException"
-        ):  # Lightning 2.6.6 gives it no code: a preempted run would look done
-            print("lit-tune: terminated", file=sys.stderr)
-            return EXIT_TERMINATED
         raise
     except BrokenPipeError:  # `lit-tune fit --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        if _is_out_of_memory(error):
-            return _say(_out_of_memory(error), debug)
+        known = in_our_words(error)
+        if known is not None:
+            return _say(known.with_traceback(error.__traceback__), debug)
         traceback.print_exc()
         print(
             f"\nlit-tune {__version__}: this is a bug in lit-tune, please report it with the lines above",
@@ -165,6 +179,8 @@ def _refuse_extra(verb: str, options: list[str]) -> None:
 def _say(error: LitTuneError, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
+    if tell_rank_zero(str(error)):
+        return error.exit_code
     problems = getattr(error, "problems", [error])
     width = max(60, min(shutil.get_terminal_size((100, 24)).columns, 120))
     if len(problems) > 1:
@@ -178,21 +194,6 @@ def _say(error: LitTuneError, debug: bool) -> int:
         blocks.append("\n".join(lines))
     print("\n\n".join(blocks), file=sys.stderr)
     return error.exit_code
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    torch = sys.modules.get("torch")
-    return isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError))
-
-
-def _out_of_memory(error: Exception) -> OutOfMemory:
-    kind = "the memory of this machine" if isinstance(error, MemoryError) else "the memory of the GPU"
-    return OutOfMemory(
-        f"{kind} is exhausted",
-        where="data.train_batch_size",
-        fix="halve it and double trainer.accumulate_grad_batches: the result is the same. Or data.max_length, "
-        "model.gradient_checkpointing: true, trainer.precision: bf16-mixed; in evaluation data.eval_batch_size",
-    )
 
 
 def _overview() -> str:

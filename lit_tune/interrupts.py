@@ -9,11 +9,17 @@ Exit codes are the shell's: 128 + the signal's number (143 SIGTERM, 130 SIGINT).
 
 import os
 import signal
+import socket
 import threading
+import time
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+UNWIND_SECONDS = 8.0
+"""How long a process that is to end at once may take: `docker stop` kills after 10."""
 
 
 class Interruption(SystemExit):
@@ -21,14 +27,15 @@ class Interruption(SystemExit):
 
     Args:
         signum: The signal, ``signal.SIGTERM`` or ``signal.SIGINT``.
+        what: Where it found the run, for the person.
     """
 
-    def __init__(self, signum: int) -> None:
+    def __init__(self, signum: int, what: str | None = None) -> None:
         super().__init__(128 + signum)
-        self.signum = signum
+        self.signum, self.what = signum, what or f"ended by {signal.Signals(signum).name}"
 
     def __str__(self) -> str:
-        return signal.Signals(self.signum).name
+        return self.what
 
 
 class _State:
@@ -39,6 +46,10 @@ class _State:
     held = False
     owner = 0
     previous: dict[int, Any] = {}
+    pending: BaseException | None = None
+    is_aborting = False
+    guard: socket.socket | None = None
+    """Python writes the number of each signal to it, also while the main thread is in native code."""
 
 
 def install() -> None:
@@ -48,7 +59,7 @@ def install() -> None:
     """
     if _State.owner != os.getpid():
         _State.received = _State.num_sigints = 0
-        _State.held = False
+        _State.held = _State.is_aborting = False
         _State.previous, _State.owner = {}, os.getpid()
     for signum in SIGNALS:
         current = signal.getsignal(signum)
@@ -59,6 +70,7 @@ def install() -> None:
         except ValueError:  # not the main thread
             return
         _State.previous.setdefault(signum, current)
+    _start_guard()
 
 
 def uninstall() -> None:
@@ -67,8 +79,10 @@ def uninstall() -> None:
         for signum, handler in _State.previous.items():
             if handler is not None:
                 signal.signal(signum, handler)
+        _stop_guard()
     _State.received = _State.num_sigints = _State.owner = 0
-    _State.held, _State.previous = False, {}
+    _State.held = _State.is_aborting = False
+    _State.previous, _State.pending = {}, None
 
 
 def is_installed() -> bool:
@@ -108,23 +122,38 @@ def is_held() -> bool:
     return _State.held
 
 
+def raise_in_main(error: BaseException) -> None:
+    """Raise an error in the main thread, from another one that has noticed it; also while signals are held.
+
+    Nothing happens while the main thread is in native code: whoever calls this has another way to end the process.
+    """
+    if is_installed():
+        _State.pending, _State.is_aborting = error, True
+        main = threading.main_thread().ident
+        assert main is not None
+        signal.pthread_kill(main, signal.SIGTERM)
+
+
 def in_worker() -> None:
     """Called at the start of a loader's worker: it ends when its run says so, not when the whole group is signalled.
 
     The run needs its workers up to the step where it stops, and a worker that died would end it as a crash. Torch's own
     handler in a worker exits on a SIGTERM from its parent and dies of any other one (torch/csrc/DataLoader.cpp, 2.13);
-    a thread that waits for the signal knows the sender too, and reacts while the worker hangs in native code.
+    a thread that waits for the signal knows the sender too, and reacts while the worker hangs in native code. It ends
+    the worker whose run was killed as well.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if not hasattr(signal, "sigwaitinfo"):  # macOS
+    if not hasattr(signal, "sigtimedwait"):  # macOS
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True, name="signals").start()
 
 
 def _end_with_parent(parent: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass
+    while os.getppid() == parent:
+        received = signal.sigtimedwait({signal.SIGTERM}, 1.0)
+        if received is not None and received.si_pid == parent:
+            break
     os._exit(0)
 
 
@@ -133,6 +162,9 @@ def _handle(signum: int, frame: FrameType | None) -> None:
         if not _State.held:
             raise Interruption(signum)
         return
+    if _State.pending is not None:
+        error, _State.pending = _State.pending, None
+        raise error
     is_first = not _State.received
     _State.received = _State.received or signum
     if signum == signal.SIGINT:
@@ -142,3 +174,49 @@ def _handle(signum: int, frame: FrameType | None) -> None:
             os._exit(128 + signum)
     if is_first and not _State.held:  # a second exception would tear the clean-up that the first one runs
         raise Interruption(signum)
+
+
+def _start_guard() -> None:
+    """A thread that ends the process where the main thread, in native code, does not react to a signal."""
+    if _State.guard is not None:
+        return
+    ours, pythons = socket.socketpair()
+    pythons.setblocking(False)
+    before = signal.set_wakeup_fd(pythons.fileno(), warn_on_full_buffer=False)
+    if before != -1:  # an event loop, as in a notebook, is told of signals that way already
+        signal.set_wakeup_fd(before)
+        return
+    _State.guard = pythons
+    threading.Thread(target=_watch_signals, args=(ours, pythons), daemon=True, name="signals").start()
+
+
+def _stop_guard() -> None:
+    if _State.guard is not None:
+        with suppress(ValueError):  # not the main thread
+            signal.set_wakeup_fd(-1)
+        _State.guard.close()
+        _State.guard = None
+
+
+# a forked process would write its own signals into its parent's socket
+os.register_at_fork(after_in_child=_stop_guard)
+
+
+def _watch_signals(numbers: socket.socket, guard: socket.socket) -> None:
+    first, num_sigints = 0, 0
+    while read := numbers.recv(64):
+        for signum in (s for s in read if s in SIGNALS):
+            num_sigints += signum == signal.SIGINT
+            if num_sigints > 1:
+                time.sleep(UNWIND_SECONDS / 8)  # the handler does it, unless the main thread is in native code
+                os._exit(128 + signal.SIGINT)
+            if not (first or _State.held or _State.is_aborting):
+                first = signum
+                threading.Thread(target=_end_late, args=(signum, guard), daemon=True, name="late end").start()
+    numbers.close()
+
+
+def _end_late(signum: int, guard: socket.socket) -> None:
+    time.sleep(UNWIND_SECONDS)
+    if _State.guard is guard:  # else it was handled, and the process lives on: uninstall()
+        os._exit(128 + signum)

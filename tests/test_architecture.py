@@ -10,6 +10,10 @@ RANK = {  # a unit may import only units of a strictly lower rank; equal rank = 
     "durable": 1,
     "imports": 1,
     "interrupts": 1,
+    "run_lock": 2,
+    "ranks": 2,
+    "foreign_errors": 3,
+    "supervision": 3,
     "console": 1,
     "losses": 1,
     "seeds": 1,
@@ -31,7 +35,18 @@ RANK = {  # a unit may import only units of a strictly lower rank; equal rank = 
     "commands": 9,
     "__main__": 10,
 }
-LIGHT = {"errors", "durable", "imports", "interrupts", "run_dir", "losses", "metrics", "stats"}
+LIGHT = {
+    "errors",
+    "durable",
+    "imports",
+    "interrupts",
+    "ranks",
+    "foreign_errors",
+    "run_dir",
+    "losses",
+    "metrics",
+    "stats",
+}
 """Units that know neither transformers nor lightning."""
 MAX_LINES, MAX_FUNCTION_LINES = 350, 60
 BANNED_STEMS = {"utils", "util", "helpers", "helper", "common", "misc", "core", "base_utils", "manager"}
