@@ -6,6 +6,7 @@ A verb is imported only when it is called; ``--help`` and ``--version`` import n
 import importlib
 import os
 import shutil
+import signal
 import sys
 import textwrap
 import traceback
@@ -31,7 +32,7 @@ VERBS: dict[str, str] = {
 }
 """Verb -> one line, the summary of its function; one file each in ``lit_tune/commands``."""
 
-EXIT_BUG, EXIT_INTERRUPTED = 1, 130
+EXIT_BUG, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 130, 143
 
 SHARED_FLAGS = [
     Parameter("allow_import", list[str], [], ""),
@@ -89,7 +90,7 @@ def _exit_code(tokens: list[str]) -> int:
     except Interruption as error:
         if not tell_rank_zero(str(error)):
             print(f"lit-tune: {error}", file=sys.stderr)
-        return 128 + error.signum
+        return EXIT_INTERRUPTED if error.signum == signal.SIGINT else EXIT_TERMINATED
     except KeyboardInterrupt:  # outside the main thread, where no handler can be ours
         print("lit-tune: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED

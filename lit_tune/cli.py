@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -20,6 +21,8 @@ from lit_tune import __version__
 from lit_tune.callbacks.checkpoints import build_checkpoint_callbacks
 from lit_tune.callbacks.early_stopping import build_early_stopping
 from lit_tune.callbacks.eval_schedule import EvalSchedule
+from lit_tune.callbacks.graceful_stop import GracefulStop
+from lit_tune.callbacks.hang_watchdog import HangWatchdog
 from lit_tune.callbacks.hf_export import HFExport
 from lit_tune.callbacks.loggers import build_loggers
 from lit_tune.callbacks.metric_log import MetricLog
@@ -38,8 +41,10 @@ from lit_tune.optim.schedules import NAMES, ScheduleSettings
 from lit_tune.optim.torch_schedules import scheduler_class
 from lit_tune.preflight.config_rules import contradictions
 from lit_tune.preflight.finished_run import run_of_config
+from lit_tune.preflight.rank_environment import check_environment, check_number
 from lit_tune.preflight.situation import Situation
 from lit_tune.run_dir import RunDir
+from lit_tune.supervision import supervise
 from lit_tune.tasks.base import Task
 
 
@@ -99,6 +104,7 @@ class LitTuneCLI(LightningCLI):
         Raises:
             LitTuneError: A class in the config that cannot be made with these arguments.
         """
+        check_environment(os.environ)
         with _lightning_quiet():
             seed_everything(self.config.seed_everything, workers=True, verbose=False)
             try:
@@ -108,6 +114,8 @@ class LitTuneCLI(LightningCLI):
                 raise ConfigError(
                     " ".join(str(error).split()), where="trainer", fix="change the option it names"
                 ) from error
+        check_number(os.environ, self.trainer.num_devices, self.trainer.num_nodes)
+        supervise(self.trainer)
         self.model, self.datamodule = made.model, made.data
         return Built(self.trainer, self.model, self.datamodule)
 
@@ -168,7 +176,8 @@ def build_trainer(config: Namespace, verb: str, config_yaml: str, overwrite: boo
     progress = [RunProgress(metric_log)] if options["enable_progress_bar"] is not False else []
     if verb != "fit":
         options["enable_checkpointing"] = False
-        return Trainer(**options, callbacks=[*progress, *users_callbacks], logger=False)
+        watchdog = HangWatchdog(config.hang_timeout_seconds)
+        return Trainer(**options, callbacks=[watchdog, *progress, *users_callbacks], logger=False)
     early_stopping = {**vars(config.early_stopping)}
     early_stopping["monitor"] = early_stopping["monitor"] or config.checkpoint.monitor
     overfit = OverfitCallback(**vars(config.overfit))
@@ -176,12 +185,14 @@ def build_trainer(config: Namespace, verb: str, config_yaml: str, overwrite: boo
     record = RunRecord(run, config_yaml, overwrite)
     callbacks: list[Callback] = [
         record,
+        HangWatchdog(config.hang_timeout_seconds, record),
         EvalSchedule(config.eval_every_steps),
         metric_log,
         *progress,
         overfit,
         *build_early_stopping(**early_stopping),
         *users_callbacks,
+        GracefulStop(),
         HFExport(record),
         # Lightning moves checkpoint callbacks to the end, after everything that logs
         *build_checkpoint_callbacks(run.checkpoints, **vars(config.checkpoint)),

@@ -34,6 +34,8 @@ class RunSettings:
         seed_everything: Seed of all randomness: weights, dropout, order, splits.
         eval_every_steps: Validate every n optimizer steps; default: after each epoch.
         logger: ``tensorboard``, ``csv``, ``wandb``, a list of them, or ``none``; metrics.jsonl is always written.
+        hang_timeout_seconds: End the run, with the stacks of all threads, when no batch has ended for so long and for
+            ten usual pauses; 0 waits for ever.
     """
 
     def __init__(
@@ -42,9 +44,11 @@ class RunSettings:
         seed_everything: int = 42,
         eval_every_steps: int | None = None,
         logger: LoggerName | list[LoggerName] = "tensorboard",
+        hang_timeout_seconds: float = 300.0,
     ) -> None:
         self.run_dir, self.seed_everything = run_dir, seed_everything
         self.eval_every_steps, self.logger = eval_every_steps, logger
+        self.hang_timeout_seconds = hang_timeout_seconds
 
 
 @dataclass(frozen=True)
