@@ -1,6 +1,7 @@
 """Weights that are not trained are written once, by whoever made the base model, and not into every checkpoint."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ class FrozenWeights(Callback):
         self.base, self._loaded, self._seen = {}, None, {}
         if self._module is not pl_module:
             self._module = pl_module
-            pl_module.register_state_dict_post_hook(self.leave_out)
+            pl_module.register_state_dict_post_hook(partial(self.leave_out))  # torch sets an attribute on it
             pl_module.register_load_state_dict_pre_hook(self.fill_in)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
