@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import yaml
@@ -34,7 +34,7 @@ from lit_tune.config.sections import LINKS, SECTIONS, TRAINER_DEFAULTS, RunSetti
 from lit_tune.config.sources import Setting, parse_options, read_config, settings_of
 from lit_tune.datamodule import TokenizedDataModule
 from lit_tune.errors import ConfigError, LitTuneError
-from lit_tune.imports import allow_import, allowed_imports, import_class
+from lit_tune.imports import allow_import, allowed_imports, import_class, refused_imports
 from lit_tune.module import FineTuneModule
 from lit_tune.optim.optimizers import CLASSES, OptimizerSettings
 from lit_tune.optim.schedules import NAMES, ScheduleSettings
@@ -70,21 +70,25 @@ class LitTuneCLI(LightningCLI):
         LitTuneError: All problems of the config together.
     """
 
+    _shared_parser: ClassVar[LightningArgumentParser | None] = None
+
     def __init__(self, settings: list[Setting], verb: str = "fit", problems: Sequence[LitTuneError] = ()) -> None:
         self.settings, self.verb, self.problems = settings, verb, list(problems)
         set_parsing_settings(
-            import_path_denylist=["*"],
+            import_path_denylist=["*", *refused_imports()],
             import_path_allowlist=allowed_imports(),
             # a {class_path: ...} under config_overrides or init_args stays the mapping it is
             instantiate_subclass_spec_in_any=False,
+            # LightningCLI switches it on: a class given as http://... would be fetched and read as a config
+            config_read_mode_fsspec_enabled=False,
         )
         super().__init__(
             FineTuneModule,
             TokenizedDataModule,
             save_config_callback=None,
-            trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=42,
-            parser_kwargs={"exit_on_error": False},
+            # texts from files were read as YAML already; read as YAML again, ten of its aliases make a billion values
+            parser_kwargs={"exit_on_error": False, "parser_mode": "json"},
             run=False,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
@@ -127,9 +131,24 @@ class LitTuneCLI(LightningCLI):
 
     # ---- LightningCLI's hooks ----------------------------------------------------------------------------------------
 
+    def setup_parser(
+        self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
+    ) -> None:
+        """One parser serves the process: making it takes longer than a parse, and no parse changes it."""
+        if LitTuneCLI._shared_parser is None:
+            super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
+            LitTuneCLI._shared_parser = self.parser
+        self.parser = LitTuneCLI._shared_parser
+
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The keys at the top, ``seed_everything`` among them."""
         parser.add_class_arguments(RunSettings, None)
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Trainer, model and data; unlike LightningCLI's, no value of theirs may name a further file to read."""
+        for name, target in (("trainer", Trainer), ("model", FineTuneModule), ("data", TokenizedDataModule)):
+            parser.add_class_arguments(target, name, fail_untyped=False, instantiate=target is not Trainer)
+        parser.set_defaults({f"trainer.{name}": value for name, value in TRAINER_DEFAULTS.items()})
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The task, our sections, and the keys that follow others."""

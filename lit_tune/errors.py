@@ -6,6 +6,7 @@ line prints it without a traceback and exits with the class's code; Python users
 """
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -25,6 +26,7 @@ class LitTuneError(ValueError):
     exit_code: ClassVar[int] = 1
 
     def __init__(self, what: str, *, where: str | None = None, fix: str | None = None) -> None:
+        what, where, fix = hide_secrets(what), where and hide_secrets(where), fix and hide_secrets(fix)
         self.what, self.where, self.fix = what, where, fix
         lines = [f"{where}: {what}" if where else what]
         if fix:
@@ -121,6 +123,33 @@ def collected(problems: list[LitTuneError]) -> Iterator[None]:
     except LitTuneError as error:
         known = {str(p) for p in problems}
         problems += [p for p in getattr(error, "problems", [error]) if str(p) not in known]
+
+
+# Tokens of Hugging Face, GitHub, GitLab, AWS, Google, Slack and OpenAI as their issuers write them, private keys, and
+# the password of an address.
+_SECRET = re.compile(
+    r"(?<![A-Za-z0-9])(?:hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}"
+    r"|(?:AKIA|ASIA)[0-9A-Z]{16}|AIza[\w-]{30,}|xox[abprs]-[\w-]{10,}|sk-[\w-]{20,}|wandb_v1_\w{16,})"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----|(?<=://)[^\s/@:]*:[^\s/@]+(?=@)"
+)
+
+
+def holds_secret(text: str) -> bool:
+    """Whether a text holds what looks like an access token or a password.
+
+    >>> holds_secret("https://me:pa55@host/x.csv"), holds_secret("hf_internal-testing/tiny"), holds_secret("a@b.org")
+    (True, False, False)
+    """
+    return _SECRET.search(text) is not None
+
+
+def hide_secrets(text: str) -> str:
+    """The text with ``***`` in the place of what looks like a secret.
+
+    >>> hide_secrets("cannot reach https://me:pa55@host/x.csv")
+    'cannot reach https://***@host/x.csv'
+    """
+    return _SECRET.sub("***", text)
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

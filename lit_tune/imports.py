@@ -8,7 +8,7 @@ a file.
 
 The command line gives the same list to jsonargparse, whose check has the same two halves::
 
-    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=allowed_imports())
+    set_parsing_settings(import_path_denylist=["*", *refused_imports()], import_path_allowlist=allowed_imports())
 """
 
 import importlib
@@ -19,10 +19,30 @@ from typing import Any
 
 from lit_tune.errors import ConfigError, nearest
 
+_LOSSES = [
+    "BCELoss",
+    "BCEWithLogitsLoss",
+    "CosineEmbeddingLoss",
+    "CrossEntropyLoss",
+    "GaussianNLLLoss",
+    "HingeEmbeddingLoss",
+    "HuberLoss",
+    "KLDivLoss",
+    "L1Loss",
+    "MarginRankingLoss",
+    "MSELoss",
+    "MultiLabelMarginLoss",
+    "MultiLabelSoftMarginLoss",
+    "MultiMarginLoss",
+    "NLLLoss",
+    "PoissonNLLLoss",
+    "SmoothL1Loss",
+    "SoftMarginLoss",
+]
+
 ALLOWED: tuple[str, ...] = (
-    # Not `lit_tune` as a whole: a config that can name `lit_tune.imports.allow_import` can widen this list.
-    "lit_tune.callbacks",
-    "lit_tune.losses",
+    # Not `lit_tune` as a whole: a config that can name `lit_tune.imports.allow_import` can widen this list. Nor
+    # `lit_tune.callbacks`: every run has those that a config may set, and others write where they are told.
     "lit_tune.tasks",
     "lightning.pytorch.callbacks",
     "lightning.pytorch.loggers",
@@ -33,13 +53,21 @@ ALLOWED: tuple[str, ...] = (
     "lightning.fabric.plugins.environments",
     # Optimizers, schedules, losses. Not `torch`: it has `torch.load`, `torch.hub.load`, `torch.ops.load_library`.
     "torch.optim",
-    "torch.nn",
+    "torch.nn.modules.loss",
+    *(f"torch.nn.{name}" for name in _LOSSES),
     # Not `transformers`: its pipelines and Auto classes download.
-    "transformers.optimization",
+    "transformers.optimization.Adafactor",
     "bitsandbytes.optim",
 )
 """Dotted prefixes a config may name; a prefix covers itself and everything under it."""
 
+REFUSED: tuple[str, ...] = (
+    "lightning.pytorch.callbacks.lambda_function",  # LambdaCallback calls whatever function a config names
+    "lightning.pytorch.strategies.launchers",  # they start processes, and unpickle what those send
+)
+"""Exceptions from :data:`ALLOWED`: of two prefixes the longer one decides."""
+
+_HOLDS_THE_LIST = ("jsonargparse", "lit_tune")
 _EXTRAS = {"bitsandbytes": "lit-tune[8bit]", "wandb": "lit-tune[wandb]"}
 
 _added: list[str] = []
@@ -60,9 +88,9 @@ def allow_import(prefix: str) -> None:
             where="--allow-import",
             fix="give a name as in an import statement, e.g. --allow-import my_package.losses",
         )
-    if prefix.split(".")[0] == "jsonargparse":
+    if prefix in (*_HOLDS_THE_LIST, "lit_tune.imports") or prefix.startswith("jsonargparse."):
         raise ConfigError(
-            "jsonargparse can change the list of allowed imports, so no config may name it", where="--allow-import"
+            f"{prefix} can change the list of allowed imports, so no config may name it", where="--allow-import"
         )
     if prefix not in _added:
         _added.append(prefix)
@@ -73,13 +101,23 @@ def allowed_imports() -> list[str]:
     return [*ALLOWED, *_added]
 
 
+def refused_imports() -> list[str]:
+    """The exceptions in force."""
+    return [path for path in REFUSED if path not in _added]
+
+
 def is_allowed(path: str) -> bool:
     """Whether a config may name ``path``.
 
     >>> is_allowed("torch.optim.RMSprop"), is_allowed("torch.optimizers.X"), is_allowed("os.system")
     (True, False, False)
     """
-    return any(path == prefix or path.startswith(prefix + ".") for prefix in allowed_imports())
+    return _longest(path, allowed_imports()) > _longest(path, refused_imports())
+
+
+def _longest(path: str, prefixes: Iterable[str]) -> int:
+    """Length of the longest prefix that covers the path; 0 where none does."""
+    return max((len(prefix) for prefix in prefixes if f"{path}.".startswith(f"{prefix}.")), default=0)
 
 
 def import_class(path: str, *, where: str, search: Sequence[str] = (), aliases: Iterable[str] = ()) -> Any:
@@ -133,13 +171,18 @@ def _unknown(what: str, name: str, known: list[str], where: str) -> ConfigError:
     return ConfigError(what, where=where, fix="give the full path of a class: package.module.ClassName")
 
 
+def remedy(path: str) -> str:
+    """What a person may do who trusts a path that is not allowed."""
+    package = next((p for p in REFUSED if f"{path}.".startswith(f"{p}.")), path.split(".")[0])
+    if package in _HOLDS_THE_LIST:
+        return "leave it out"
+    return f"if you trust it, add --allow-import {package} to the command line (a config cannot)"
+
+
 def _not_allowed(path: str, defined_in: str, where: str) -> ConfigError:
-    package = defined_in.split(".")[0]
     origin = "" if path == defined_in else f" (it is {defined_in})"
     return ConfigError(
-        f"{path}{origin} is not on the list of imports that a config may name",
-        where=where,
-        fix=f"if you trust it, add --allow-import {package} to the command line (a config cannot)",
+        f"{path}{origin} is not on the list of imports that a config may name", where=where, fix=remedy(defined_in)
     )
 
 

@@ -11,7 +11,7 @@ from lit_tune.config.sources import COMMAND_LINE, Setting
 from lit_tune.config.training_arguments import OTHER_NAMES, TRAINING_ARGUMENTS
 from lit_tune.config.types import choices, classes, words
 from lit_tune.errors import ConfigError, nearest
-from lit_tune.imports import import_class, is_allowed
+from lit_tune.imports import import_class, is_allowed, remedy
 
 MAX_SHOWN_KEYS = 12
 ELSEWHERE_RATIO = 0.8
@@ -27,7 +27,7 @@ def unknown_key(setting: Setting, keys: dict[str, Parameter]) -> ConfigError | N
         keys: From :func:`~lit_tune.config.sections.all_keys`, with the task in use.
     """
     key, where = setting.key, _where(setting)
-    if key in section_names() and key != "task":
+    if key in section_names():
         first = next(k for k in keys if k.startswith(key + "."))
         return ConfigError(
             f"a section with keys of its own, got {_shown(setting.value)}{where}",
@@ -177,6 +177,9 @@ def _wrong_class(setting: Setting, parameter: Parameter, message: str) -> Config
     for name in names:
         if "." in name and not is_allowed(name):
             return _not_allowed(setting, name)
+    for denied in re.findall(r"Importing '([\w.]+)' is not allowed", message):
+        if any(denied.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1] for name in names):
+            return _not_allowed(setting, denied)
     known = {c.__name__: c for base in bases for c in _subclasses(base)}
     unknown = [n for n in names if n.rsplit(".", 1)[-1] not in known]
     kind = " or ".join(b.__name__ for b in bases)
@@ -204,7 +207,7 @@ def _not_allowed(setting: Setting, name: str) -> ConfigError:
     return ConfigError(
         f"{name} is not on the list of imports that a config may name{_where(setting)}",
         where=setting.key,
-        fix=f"if you trust it, add --allow-import {name.split('.')[0]} to the command line (a config cannot)",
+        fix=remedy(name),
     )
 
 

@@ -1,21 +1,17 @@
 """Where settings come from: YAML files, the command line, a dict. Each setting remembers its place for messages."""
 
 import json
-import math
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from lit_tune.config.yaml_text import MAX_CONFIG_BYTES, check_plain, read_yaml
 from lit_tune.errors import ConfigError, LitTuneError, nearest, raise_problems
 
 COMMAND_LINE = "command line"
 CONFIG_OPTIONS = ("--config", "-c")
-MAX_CONFIG_BYTES = 1_000_000
-MAX_NODES = 100_000  # after aliases are followed; a "billion laughs" file is a few hundred bytes
 
 
 @dataclass(frozen=True)
@@ -39,35 +35,6 @@ class Setting:
         """The top-level key."""
         return self.key.split(".")[0]
 
-    def arguments(self) -> list[str]:
-        """As jsonargparse takes it."""
-        if self.option is not None:
-            return [self.option]
-        tree: Any = self.value
-        for part in reversed(self.key.split(".")):
-            tree = {part: tree}
-        return [f"--config={json.dumps(tree, default=str)}"]
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's core schema: ``2e-5`` is a number; ``no``, ``on``, ``12:30`` and ``2024-01-01`` are texts."""
-
-    yaml_implicit_resolvers: dict[Any, Any] = {}
-
-
-for _tag, _pattern, _first in (
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("int", r"[-+]?[0-9]+|0x[0-9a-fA-F]+", "-+0123456789"),
-    (
-        "float",
-        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-        "-+.0123456789",
-    ),
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("merge", "<<", "<"),
-):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
-
 
 def read_config(path: str | Path, sections: Collection[str]) -> list[Setting]:
     """Settings of a YAML file.
@@ -82,24 +49,35 @@ def read_config(path: str | Path, sections: Collection[str]) -> list[Setting]:
     path = Path(path)
     if not path.is_file():
         raise _missing_file(path)
-    if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise ConfigError("the file is over 1 MB: not a config", where=str(path), fix="give a lit-tune config in YAML")
-    try:
-        loader = _Loader(path.read_text(encoding="utf-8"))
-        node = loader.get_single_node()
-        tree = loader.construct_document(node) if node is not None else {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise _not_yaml(path, error) from error
+    tree, lines = read_yaml(_text_of(path), str(path))
     if not isinstance(tree, dict):
         raise ConfigError(
             f"expected `key: value` lines, found {_kind(tree)}",
             where=str(path),
             fix="see `lit-tune fit --help` for the keys",
         )
-    lines: dict[str, int] = {}
-    if node is not None:
-        _read_lines(node, "", lines, str(path), [0])
-    return list(settings_of(tree, sections, lambda key: f"{path}:{lines[key]}" if key in lines else str(path)))
+
+    def place(key: str) -> str:
+        return f"{path}:{lines[key]}" if key in lines else str(path)
+
+    return list(settings_of(tree, sections, place))
+
+
+def _text_of(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_CONFIG_BYTES + 1)
+        if len(content) > MAX_CONFIG_BYTES:
+            raise ConfigError(
+                "the file is over 1 MB: not a config", where=str(path), fix="give a lit-tune config in YAML"
+            )
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError("the file is not UTF-8 text", where=str(path), fix="save it as UTF-8") from error
+    except OSError as error:
+        raise ConfigError(
+            f"cannot be read: {error.strerror}", where=str(path), fix="check the file's permissions"
+        ) from error
 
 
 def settings_of(tree: Mapping[str, Any], sections: Collection[str], where: Any) -> Iterable[Setting]:
@@ -115,8 +93,10 @@ def settings_of(tree: Mapping[str, Any], sections: Collection[str], where: Any) 
         inside = key in sections or key == "task.init_args"
         if inside and isinstance(value, Mapping):
             yield from settings_of({f"{key}.{k}": v for k, v in value.items()}, sections, where)
+        elif key == "task" and isinstance(value, str):
+            yield Setting("task.class_path", check_plain(value, where(key)), where(key))
         else:
-            yield Setting(key, _checked(value, where(key)), where(key))
+            yield Setting(key, check_plain(value, where(key)), where(key))
 
 
 def parse_options(tokens: list[str], sections: Collection[str]) -> tuple[list[Setting], list[LitTuneError]]:
@@ -163,28 +143,24 @@ def _settings_of_option(name: str, value: str | None, sections: Collection[str])
         return read_config(value, sections)
     if value is None:  # said later, when it is known whether there is such a key
         return [Setting(_with_init_args(key), None, COMMAND_LINE, name)]
+    check_plain(value, name)
     if key in sections and value.lstrip().startswith("{"):
-        try:
-            tree = yaml.load(value, _Loader)
-        except yaml.YAMLError as error:
-            raise ConfigError(
-                f"cannot be read: {error}".replace("\n", " "), where=name, fix=f"{name}.key value"
-            ) from error
+        tree = read_yaml(value, name)[0]
         return list(settings_of({key: tree}, sections, lambda _: COMMAND_LINE))
-    text = _as_json(value)
     if key == "task":
         return [Setting("task.class_path", value, COMMAND_LINE, f"{name}={value}")]
-    return [Setting(_with_init_args(key), value, COMMAND_LINE, f"{name}={text}")]
+    return [Setting(_with_init_args(key), value, COMMAND_LINE, f"{name}={_as_json(value, name)}")]
 
 
-def _as_json(value: str) -> str:
-    """Lists and mappings read as in a file, because jsonargparse's own YAML turns ``[no, yes]`` into booleans."""
+def _as_json(value: str, where: str) -> str:
+    """Lists and mappings as JSON, read as in a file; other texts as they are, for a name may look like a number."""
     if not value.lstrip().startswith(("[", "{")):
         return value
     try:
-        return json.dumps(yaml.load(value, _Loader))
-    except (yaml.YAMLError, TypeError):
-        return value  # jsonargparse says what is wrong with it
+        tree, _ = read_yaml(value, where)
+    except ConfigError:
+        return value  # a file may be called [a].csv; what takes no text says so
+    return json.dumps(check_plain(tree, where))
 
 
 def _with_init_args(key: str) -> str:
@@ -207,52 +183,6 @@ def _missing_file(path: Path) -> ConfigError:
         where="--config",
         fix=f"--config {names[guess]}" if guess else "check the path; it is relative to the folder you are in",
     )
-
-
-def _not_yaml(path: Path, error: Exception) -> ConfigError:
-    if isinstance(error, UnicodeDecodeError):
-        return ConfigError("the file is not UTF-8 text", where=str(path), fix="save it as UTF-8")
-    mark = getattr(error, "problem_mark", None)
-    place = f"{path}:{mark.line + 1}" if mark else str(path)
-    problem = getattr(error, "problem", None) or str(error)
-    tab = "'\\t'" in problem
-    return ConfigError(
-        f"not valid YAML: {problem}",
-        where=place,
-        fix="indent with spaces, not tabs"
-        if tab
-        else "check indentation, colons and quotes in this line and the one above",
-    )
-
-
-def _read_lines(node: yaml.Node, prefix: str, lines: dict[str, int], path: str, count: list[int]) -> None:
-    """Line of every key, by dotted name; a key given twice is an error, because YAML would drop the first silently."""
-    count[0] += 1
-    if count[0] > MAX_NODES:
-        raise ConfigError(
-            f"more than {MAX_NODES} values: not a config", where=path, fix="remove nested aliases (*name)"
-        )
-    children = node.value if isinstance(node, yaml.MappingNode | yaml.SequenceNode) else []
-    seen: dict[str, int] = {}
-    for child in children:
-        if not isinstance(child, tuple):
-            _read_lines(child, prefix + "[].", {}, path, count)
-            continue
-        name, line = str(child[0].value), child[0].start_mark.line + 1
-        if name in seen:
-            raise ConfigError(
-                f"the key {prefix}{name} is given twice, in lines {seen[name]} and {line}",
-                where=path,
-                fix="keep one of them",
-            )
-        seen[name] = lines[prefix + name] = line
-        _read_lines(child[1], f"{prefix}{name}.", lines, path, count)
-
-
-def _checked(value: Any, where: str) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{value} is not a value any key takes", where=where, fix="give a finite number")
-    return value
 
 
 def _kind(value: Any) -> str:

@@ -22,9 +22,14 @@ def build_own_loss(loss: str | dict[str, Any]) -> Any:
     if cls.__module__.startswith("torch.nn"):
         arguments["reduction"] = "none"  # a mean would hide the number of targets
     try:
-        return cls(**arguments)
-    except TypeError as e:
-        raise ConfigError(f"{settings['class_path']}: {e}", where=where, fix="arguments that the class takes") from e
+        built = cls(**arguments)
+    except Exception as e:  # it is somebody else's code
+        raise ConfigError(
+            f"{settings['class_path']}: {type(e).__name__}: {e}", where=where, fix="arguments that the class takes"
+        ) from e
+    if not callable(built):
+        raise ConfigError(f"{settings['class_path']} cannot be called", where=where, fix="a class with __call__")
+    return built
 
 
 def head_labels(config: Any) -> list[str]:
