@@ -44,7 +44,7 @@ class PatientCheckpoint(ModelCheckpoint):
         super().on_train_start(trainer, pl_module)
         self._failures = 0
         role = str(self.filename).partition("-")[0]
-        there = sorted(Path(str(self.dirpath)).glob(f"{role}-*.ckpt"))
+        there = [] if trainer.fast_dev_run else sorted(Path(str(self.dirpath)).glob(f"{role}-*.ckpt"))  # type: ignore[attr-defined]
         self._unwanted = tuple(str(path) for path in there if str(path) not in self.best_k_models)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
