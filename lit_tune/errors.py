@@ -96,6 +96,26 @@ class ProblemList(LitTuneError):  # noqa: N818 - several of them
         return ProblemList, (self.problems,)
 
 
+_MEMORY_TEXTS = (
+    "out of memory",  # CUDA outside torch's allocator, MPS
+    "DefaultCPUAllocator: can't allocate memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+"""What torch's plain RuntimeErrors say where memory is short."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error, of torch or of Python, means that memory is exhausted.
+
+    >>> is_out_of_memory(MemoryError()), is_out_of_memory(ValueError("out of memory"))
+    (True, False)
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _MEMORY_TEXTS)
+
+
 def _rebuilt(cls: type[LitTuneError], what: str, where: str | None, fix: str | None) -> LitTuneError:
     return cls(what, where=where, fix=fix)
 

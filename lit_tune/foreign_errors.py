@@ -5,7 +5,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from lit_tune.errors import HardwareError, LitTuneError, OutOfMemory
+from lit_tune.errors import HardwareError, LitTuneError, OutOfMemory, is_out_of_memory
 from lit_tune.ranks import CONNECTION_LOST
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -39,13 +39,10 @@ def in_our_words(error: BaseException) -> LitTuneError | None:
 
 
 def _out_of_memory(error: BaseException) -> LitTuneError | None:
-    torch = sys.modules.get("torch")
-    if isinstance(error, MemoryError):
-        kind = "the memory of this machine"
-    elif torch is not None and isinstance(error, torch.OutOfMemoryError):
-        kind = "the memory of the GPU"
-    else:
+    if not is_out_of_memory(error):
         return None
+    on_machine = isinstance(error, MemoryError) or "CPU" in str(error)
+    kind = "the memory of this machine" if on_machine else "the memory of the GPU"
     return OutOfMemory(
         f"{kind} is exhausted",
         where="data.train_batch_size",

@@ -15,16 +15,17 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lit_tune import interrupts
-from lit_tune.errors import ModelError
+from lit_tune.errors import is_out_of_memory
+from lit_tune.memory import explain
 from lit_tune.metrics import scalars
+from lit_tune.models import load
 from lit_tune.models.freezing import freeze as freeze_parameters
-from lit_tune.models.freezing import frozen_modules
-from lit_tune.models.load import build_model, describe_model, load_config, recompute_activations, set_pad_token
-from lit_tune.optim.clipping import gradient_norm, scale_and_clip
+from lit_tune.models.freezing import train_mode
+from lit_tune.optim.clipping import scale_and_clip
 from lit_tune.optim.optimizers import OptimizerSettings, build_optimizer
 from lit_tune.optim.schedules import ScheduleSettings, build_schedule, schedule_config
-from lit_tune.optim.step_guard import BadStep, StepGuard
-from lit_tune.optim.window import Totals, Window, power_of_two_near
+from lit_tune.optim.step_guard import StepGuard, scaler_of
+from lit_tune.optim.window import Window, power_of_two_near
 from lit_tune.seeds import batch_seed, seed_everything
 from lit_tune.stats.settings_in_use import settings_in_use
 from lit_tune.tasks.base import Batch, Spec, Task
@@ -111,7 +112,7 @@ class FineTuneModule(L.LightningModule):
         if self._trainer is not None:
             # a new head must not depend on whether the data came from the cache
             torch.manual_seed(self.trainer.datamodule.default_seed)  # type: ignore[attr-defined]
-        self.model, report = build_model(
+        self.model, report = load.build_model(
             self.task.auto_class,
             self.model_name,
             config,
@@ -122,46 +123,23 @@ class FineTuneModule(L.LightningModule):
             new_head=self.new_head,
         )
         fitting = self._trainer is None or self.trainer.state.fn == "fit"
-        if report.new_parameters and not fitting:
-            raise ModelError(
-                f"{self.model_name} has no trained head ({report.new_parameters[0]} is missing)",
-                where="model.model_name_or_path",
-                fix="train it first with `lit-tune fit`, or give the config.yaml of a finished run",
-            )
-        if report.new_parameters:
-            log.info("new weights: %s (not in %s, random)", ", ".join(report.new_parameters[:6]), self.model_name)
+        load.announce_new_parameters(report, self.model_name, fitting)
         if self.gradient_checkpointing:
-            recompute_activations(self.model)
+            load.recompute_activations(self.model)
         if self.freeze_patterns and fitting:
-            frozen = freeze_parameters(self.model, self.freeze_patterns)
-            log.info("frozen: %s parameters in %d tensors", f"{frozen.num_parameters:,}", len(frozen.names))
-        self.train_mode()
-        self.build_metrics(self.spec)
+            freeze_parameters(self.model, self.freeze_patterns)
+        train_mode(self.model)
+        self.evaluation = Evaluation(self.task, self.spec, (*VAL_STAGES, "test"))
         if self.compile_model:
             self.model.compile()  # in place: names in checkpoints and exports stay those of transformers
 
     def build_config(self, spec: Spec) -> PretrainedConfig:
         """The model's config with labels, overrides and a pad token."""
-        config = load_config(self.model_name, self.revision, self.config_overrides)
+        config = load.load_config(self.model_name, self.revision, self.config_overrides)
         self.task.configure(config, spec)
         if self._trainer is not None:
-            set_pad_token(self.trainer.datamodule.tokenizer, config)  # type: ignore[attr-defined]
+            load.set_pad_token(self.trainer.datamodule.tokenizer, config)  # type: ignore[attr-defined]
         return config
-
-    def train_mode(self) -> None:
-        """Training mode, dropout on: transformers gives models in eval mode and Lightning leaves them so.
-
-        A submodule without any trainable parameter runs in eval mode: its dropout would only add noise.
-        """
-        assert self.model is not None
-        self.model.train()
-        for name, module in frozen_modules(self.model).items():
-            module.eval()
-            log.info("eval mode, because nothing in it is trained: %s", name)
-
-    def build_metrics(self, spec: Spec) -> None:
-        """One set per evaluated stage."""
-        self.evaluation = Evaluation(self.task, spec, (*VAL_STAGES, "test"))
 
     @property
     def evaluated(self) -> dict[str, dict[str, Any]]:
@@ -171,9 +149,9 @@ class FineTuneModule(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """Optimizer and schedule of the settings; total steps from the datamodule."""
         assert self.model is not None
-        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         # a fused optimizer unscales inside step(), after our hook has read the gradients (norm 5903 for 5.76)
-        optimizer = build_optimizer(self.optimizer_settings, self.model, fused_allowed=not scaled)
+        fused_allowed = scaler_of(self.trainer) is None
+        optimizer = build_optimizer(self.optimizer_settings, self.model, fused_allowed=fused_allowed)
         total = self.trainer.datamodule.total_steps()  # type: ignore[attr-defined]
         monitor = (self.schedule_settings.monitor or "").removeprefix("val/")
         higher = self.task.metric_names(self.spec).get(monitor) if self.spec else None
@@ -187,7 +165,7 @@ class FineTuneModule(L.LightningModule):
         """One line that says what is trained where."""
         assert self.model is not None
         ranks = f" x {self.trainer.world_size}" if self.trainer.world_size > 1 else ""
-        said = describe_model(self.model)
+        said = load.describe_model(self.model)
         log.info("model    %s, precision %s, on %s%s", said, self.trainer.precision, self.device, ranks)
         if self.device.type == "cpu" and torch.cuda.is_available():
             log.warning("this run uses the CPU although there is a GPU. Fix: trainer.accelerator: gpu")
@@ -198,8 +176,11 @@ class FineTuneModule(L.LightningModule):
         assert self.spec is not None
         effective_batch: int = self.trainer.datamodule.effective_batch  # type: ignore[attr-defined]
         self._loss_scale = power_of_two_near(effective_batch * self.task.targets_per_row(self.spec))
-        has_scaler = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        self.guard.num_left_out = 0 if has_scaler else self.num_skipped_steps
+        # DDP's own sum runs during the backward pass: a rank that is out of memory there would leave the others waiting
+        self.sums_gradients = self.trainer.world_size > 1 and getattr(self.trainer.datamodule, "auto_batch", False)  # type: ignore[attr-defined]
+        if self.sums_gradients:
+            self.trainer.strategy.model.require_backward_grad_sync = False  # type: ignore[union-attr, assignment]
+        self.guard.num_left_out = 0 if scaler_of(self.trainer) is not None else self.num_skipped_steps
         self.start_window()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -214,17 +195,49 @@ class FineTuneModule(L.LightningModule):
 
     def start_window(self) -> None:
         """Forget the sums of the last accumulation window."""
-        self._window = Window(self.sums_dtype, self.device)
+        self._window = Window(self.sums_dtype, self.device, self._loss_scale)
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """A micro-batch: the summed loss over a constant, times what Lightning divides by."""
         assert self.spec is not None
         assert self.model is not None
-        loss_sum, denominator = self.task.loss(self.task.forward(self.model, batch), batch, self.spec)
+        self._batch = batch
+        if self._window.error is not None:
+            return torch.zeros((), device=self.device, requires_grad=True)
+        try:
+            loss_sum, denominator = self.task.loss(self.task.forward(self.model, batch), batch, self.spec)
+        except Exception as error:
+            return self.give_step_up(error)
         if batch["is_filler"]:
             loss_sum, denominator = loss_sum * 0.0, denominator * 0.0
         self._window.add(loss_sum, denominator, batch["example_ids"], batch["labels"].numel())
         return loss_sum * (self.trainer.accumulate_grad_batches / self._loss_scale)
+
+    def backward(self, loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+        """Lightning's."""
+        try:
+            super().backward(loss, *args, **kwargs)
+        except Exception as error:
+            self.give_step_up(error)
+
+    def give_step_up(self, error: Exception) -> torch.Tensor:
+        """Memory is exhausted. Ranks that can go on with less leave the step together, at its end.
+
+        Returns:
+            What takes part in the backward pass with nothing.
+
+        Raises:
+            OutOfMemory: At once, where this rank is alone or the run ends anyway.
+        """
+        if not is_out_of_memory(error):
+            raise error
+        found = explain(error, self._batch, self.device, "training", settings_in_use(self))
+        if not self.sums_gradients:
+            raise found
+        self._window.error = found.with_traceback(None)
+        found.__cause__ = None  # its frames hold the activations
+        self.zero_grad(set_to_none=True)
+        return torch.zeros((), device=self.device, requires_grad=True)
 
     def configure_gradient_clipping(
         self,
@@ -234,58 +247,33 @@ class FineTuneModule(L.LightningModule):
     ) -> None:
         """Once per optimizer step: divide by the denominator of window and ranks, measure the norm, clip.
 
-        Lightning calls this even without a clip value, after unscaling and before the optimizer. DDP has averaged the
-        gradients over the ranks, which ``world_size`` undoes. A step that is left out finds no gradients, so that the
-        optimizer changes neither weights nor its own state.
+        Lightning calls this even without a clip value, after unscaling and before the optimizer. A step that is left
+        out finds no gradients, so that the optimizer changes neither weights nor its own state.
 
         Raises:
             NumericsError: Loss or gradient is not a number, and no further step may be left out.
+            OutOfMemory: A rank has given the step up.
         """
-        ranks = self.trainer.world_size
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         gradients = [p.grad for p in parameters]
-        norm = float(gradient_norm(gradients))
-        reduce = partial(self.trainer.strategy.reduce, reduce_op="sum") if ranks > 1 else None
-        totals = self._window.totals(norm, interrupts.received(), reduce)
-        self.stop_signal = totals.stop_signal
-        factor = self._loss_scale * ranks / totals.denominator if totals.denominator else math.nan
-        norm *= abs(factor)
-        self.is_step_skipped = not (totals.has_finite_loss and math.isfinite(norm) and totals.has_finite_gradient)
+        reduce = partial(self.trainer.strategy.reduce, reduce_op="sum")
+        ranks, signum = self.trainer.world_size, interrupts.received()
+        totals = self._window.close(gradients, signum, ranks, reduce, self.sums_gradients)
+        self.stop_signal, self.is_step_skipped = totals.stop_signal, not totals.is_finite
         if self.is_step_skipped:
             for parameter in parameters:
                 parameter.grad = None
-            self.leave_out(totals, norm, optimizer)
+            self.guard.leave_out(totals, self._window, self.trainer, self.trainer.global_step + 1)
+            self.num_skipped_steps += 1
         else:
             self.guard.scaler_skips = 0
-            scale_and_clip(gradients, factor, norm, gradient_clip_val, gradient_clip_algorithm)
+            scale_and_clip(gradients, totals.factor, totals.norm, gradient_clip_val, gradient_clip_algorithm)
         sums = totals.sums if totals.has_finite_loss else torch.zeros_like(totals.sums)
-        self.last_step = {"loss_sum": sums[0], "denominator": sums[1], "grad_norm": norm}
+        self.last_step = {"loss_sum": sums[0], "denominator": sums[1], "grad_norm": totals.norm}
         if self.log_parameter_norms:
-            self.last_step["parameter_norms"] = self.parameter_norms()
+            named = self.model.named_parameters()  # type: ignore[union-attr]
+            self.last_step["parameter_norms"] = {n: p.grad.norm() for n, p in named if p.grad is not None}
         self.start_window()
-
-    def leave_out(self, totals: Totals, norm: float, optimizer: torch.optim.Optimizer) -> None:
-        """Count a step that is not taken.
-
-        Raises:
-            NumericsError: It ends the run.
-        """
-        trainer = self.trainer
-        lr = max(float(group["lr"]) for group in optimizer.param_groups)
-        bad = BadStep(trainer.global_step + 1, totals, norm, lr, *self._window.blame())
-        checkpoints = [getattr(c, "best_model_path", "") for c in trainer.checkpoint_callbacks]
-        newest = next((path for path in reversed(checkpoints) if path), None)
-        has_scaler = getattr(trainer.precision_plugin, "scaler", None) is not None
-        if has_scaler and totals.has_finite_loss and totals.denominator:
-            self.guard.scaler_skipped(bad, newest)
-        else:
-            self.guard.leave_out(bad, newest, str(trainer.precision))
-        self.num_skipped_steps += 1
-
-    def parameter_norms(self) -> dict[str, torch.Tensor]:
-        """Gradient norm of each trainable parameter, as used by the optimizer (after clipping)."""
-        assert self.model is not None
-        return {n: p.grad.norm() for n, p in self.model.named_parameters() if p.grad is not None}
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
         """Advance the schedule, except where the optimizer's step was left out."""
@@ -297,8 +285,21 @@ class FineTuneModule(L.LightningModule):
     def evaluate_batch(self, stage: str, batch: Batch) -> None:
         """Add a batch to a stage's sums; a filler takes part in nothing."""
         if not batch["is_filler"]:
-            assert self.model is not None
-            self.evaluation.add(stage, self.task.forward(self.model, batch), batch)
+            self.evaluation.add(stage, self.outputs(stage, batch), batch)
+
+    def outputs(self, stage: str, batch: Batch) -> Any:
+        """What the model says to a batch.
+
+        Raises:
+            OutOfMemory: Says what to change.
+        """
+        assert self.model is not None
+        try:
+            return self.task.forward(self.model, batch)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise explain(error, batch, self.device, stage, settings_in_use(self)) from error
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Val, or the probe of train."""
@@ -336,8 +337,7 @@ class FineTuneModule(L.LightningModule):
         if batch["is_filler"]:
             return []
         assert self.spec is not None
-        assert self.model is not None
-        records = self.task.decode(self.task.forward(self.model, batch), batch, self.spec)
+        records = self.task.decode(self.outputs("predict", batch), batch, self.spec)
         return [{"row": row, **record} for row, record in zip(batch["example_ids"], records, strict=True)]
 
     # ---- what callbacks ask ----------------------------------------------------------------------------------------

@@ -178,9 +178,9 @@ class Telling(FineTuneModule):
         torch.save(told, self.folder / f"rank{self.trainer.global_rank}.pt")
         torch.distributed.barrier()  # the first rank that ends takes the other with it
 
-    def leave_out(self, totals, norm, optimizer):
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
         try:
-            super().leave_out(totals, norm, optimizer)
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
         except NumericsError as error:
             self.tell(str(error))
             raise

@@ -1,13 +1,13 @@
 """How fast and how full: examples and tokens per second, padding, peak memory, GPU utilisation."""
 
 import logging
-import resource
-import sys
 import time
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+
+from lit_tune.memory import peak_memory
 
 log = logging.getLogger("lit_tune")
 
@@ -75,14 +75,6 @@ class Throughput:
             rates["perf/gpu_utilization"] = percent
         self.reset()
         return rates
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: the GPU allocator's peak, or the process's resident peak."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes on macOS, kilobytes on Linux
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def gpu_utilization(device: torch.device) -> float | None:

@@ -1,5 +1,6 @@
 """Which parameters are not trained."""
 
+import logging
 import re
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ from torch import nn
 from lit_tune.errors import ConfigError, nearest
 from lit_tune.models.layers import head_parameter_names
 
+log = logging.getLogger("lit_tune")
 BACKBONE = "backbone"
 """The pattern that means everything but the head."""
 
@@ -57,7 +59,9 @@ def freeze(model: nn.Module, patterns: list[str]) -> FreezeReport:
     report = [(name, parameter) for name, parameter in model.named_parameters() if name in frozen]
     for _, parameter in report:
         parameter.requires_grad_(False)
-    return FreezeReport([name for name, _ in report], sum(parameter.numel() for _, parameter in report))
+    found = FreezeReport([name for name, _ in report], sum(parameter.numel() for _, parameter in report))
+    log.info("frozen: %s parameters in %d tensors", f"{found.num_parameters:,}", len(found.names))
+    return found
 
 
 def frozen_modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -78,6 +82,17 @@ def frozen_modules(model: nn.Module) -> dict[str, nn.Module]:
 
     visit("", model)
     return found
+
+
+def train_mode(model: nn.Module) -> None:
+    """Training mode, dropout on: transformers gives models in eval mode and Lightning leaves them so.
+
+    A submodule without any trainable parameter runs in eval mode: its dropout would only add noise.
+    """
+    model.train()
+    for name, module in frozen_modules(model).items():
+        module.eval()
+        log.info("eval mode, because nothing in it is trained: %s", name)
 
 
 def _match(pattern: str, names: list[str], head: set[str]) -> set[str]:

@@ -294,3 +294,24 @@ def describe_model(model: PreTrainedModel) -> str:
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     dtype = str(model.dtype).removeprefix("torch.")
     return f"{type(model).__name__}: {total:,} parameters, {trained:,} trained, {dtype}"
+
+
+def announce_new_parameters(report: LoadReport, name: str, fitting: bool) -> None:
+    """Say which weights are random.
+
+    Args:
+        report: What :func:`build_model` found.
+        name: The model.
+        fitting: They are going to be trained.
+
+    Raises:
+        ModelError: They are not.
+    """
+    if report.new_parameters and not fitting:
+        raise ModelError(
+            f"{name} has no trained head ({report.new_parameters[0]} is missing)",
+            where="model.model_name_or_path",
+            fix="train it first with `lit-tune fit`, or give the config.yaml of a finished run",
+        )
+    if report.new_parameters:
+        log.info("new weights: %s (not in %s, random)", ", ".join(report.new_parameters[:6]), name)

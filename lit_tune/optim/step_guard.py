@@ -2,9 +2,10 @@
 
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 from lit_tune.errors import NumericsError
-from lit_tune.optim.window import Totals
+from lit_tune.optim.window import Totals, Window
 
 log = logging.getLogger("lit_tune")
 
@@ -22,7 +23,6 @@ class BadStep:
     Args:
         step: Its number, from 1.
         totals: Over all ranks.
-        norm: Gradient norm before clipping.
         lr: Highest learning rate.
         rows: Rows of train that are to blame, or all of the step.
         num_targets: Labels in the step, those that do not count included.
@@ -30,7 +30,6 @@ class BadStep:
 
     step: int
     totals: Totals
-    norm: float
     lr: float
     rows: list[int]
     num_targets: int
@@ -43,7 +42,7 @@ class BadStep:
             what = f"0 of {self.num_targets:,} targets are trained on"
         else:
             loss = self.totals.loss_sum / self.totals.denominator
-            what = f"loss {loss:.4g}, gradient norm {self.norm:.4g}, lr {self.lr:.3g}"
+            what = f"loss {loss:.4g}, gradient norm {self.totals.norm:.4g}, lr {self.lr:.3g}"
         return f"{what}; rows of train: {rows}{more}"
 
 
@@ -59,47 +58,62 @@ class StepGuard:
         self.scaler_skips = 0
         """Steps in a row that the fp16 scaler has skipped."""
 
-    def scaler_skipped(self, bad: BadStep, checkpoint: str | None) -> None:
-        """The scaler skips this step and halves its scale: the ordinary course of fp16, unless it never ends.
+    def leave_out(self, totals: Totals, window: Window, trainer: Any, step: int) -> None:
+        """Leave a step out, where that is allowed; called on all ranks.
 
-        Raises:
-            NumericsError: Too many in a row.
-        """
-        self.scaler_skips += 1
-        if self.scaler_skips >= MAX_SCALER_SKIPS:
-            raise NumericsError(
-                f"the fp16 scaler has skipped {self.scaler_skips} steps in a row: {bad}\n{kept(checkpoint)}",
-                where=f"step {bad.step:,}",
-                fix="trainer.precision: bf16-mixed or 32-true, or a smaller optimizer.lr",
-            )
-
-    def leave_out(self, bad: BadStep, checkpoint: str | None, precision: str) -> None:
-        """Leave this step out, where that is allowed once more.
+        An fp16 scaler skips a step whose gradient overflows and halves its scale: the ordinary course, unless it never
+        ends. A loss that is not a number is no matter of scale.
 
         Args:
-            bad: The step.
-            checkpoint: The newest one.
-            precision: ``trainer.precision``.
+            totals: Of the step.
+            window: Its micro-batches on this rank.
+            trainer: Lightning's.
+            step: Its number, from 1.
 
         Raises:
-            NumericsError: It is not.
+            NumericsError: It ends the run.
         """
-        if self.num_left_out < self.allowed:
+        lr = max(float(group["lr"]) for group in trainer.optimizers[0].param_groups)
+        bad = BadStep(step, totals, lr, *window.blame())
+        if scaler_of(trainer) is not None and totals.has_finite_loss:
+            self.scaler_skips += 1
+            if self.scaler_skips >= MAX_SCALER_SKIPS:
+                raise self.endless(bad, trainer)
+        elif self.num_left_out < self.allowed:
             self.num_left_out += 1
-            log.warning("step %d is left out (%d of %d): %s", bad.step, self.num_left_out, self.allowed, bad)
-            return
+            log.warning("step %d is left out (%d of %d): %s", step, self.num_left_out, self.allowed, bad)
+        else:
+            raise self.refused(bad, trainer)
+
+    def endless(self, bad: BadStep, trainer: Any) -> NumericsError:
+        """The scaler finds no scale that works."""
+        return NumericsError(
+            f"the fp16 scaler has skipped {self.scaler_skips} steps in a row: {bad}\n{kept(trainer)}",
+            where=f"step {bad.step:,}",
+            fix="trainer.precision: bf16-mixed or 32-true, or a smaller optimizer.lr",
+        )
+
+    def refused(self, bad: BadStep, trainer: Any) -> NumericsError:
+        """No step may be left out any more."""
         before = f" after {self.num_left_out:,} steps that were left out" if self.num_left_out else ""
         allow = f"optimizer.skip_nonfinite: {max(10, 2 * self.allowed)} leaves such steps out"
         if bad.totals.denominator == 0:
             fix = f"labels of -100 and classes of weight 0 do not count; a longer data.max_length cuts less; {allow}"
         else:
-            wider = "trainer.precision: bf16-mixed, " if precision.startswith("16") else ""
+            wider = "trainer.precision: bf16-mixed, " if str(trainer.precision).startswith("16") else ""
             fix = f"look at these rows, {wider}or a smaller optimizer.lr; {allow}"
-        raise NumericsError(
-            f"{bad}\nThe weights were not changed{before}. {kept(checkpoint)}", where=f"step {bad.step:,}", fix=fix
+        return NumericsError(
+            f"{bad}\nThe weights were not changed{before}. {kept(trainer)}", where=f"step {bad.step:,}", fix=fix
         )
 
 
-def kept(checkpoint: str | None) -> str:
+def scaler_of(trainer: Any) -> Any | None:
+    """The fp16 scaler of ``precision: 16-mixed``, or None."""
+    return getattr(trainer.precision_plugin, "scaler", None)
+
+
+def kept(trainer: Any) -> str:
     """Where one can go back to."""
-    return f"Last good checkpoint: {checkpoint}" if checkpoint else "No checkpoint was written yet"
+    checkpoints = [getattr(c, "best_model_path", "") for c in trainer.checkpoint_callbacks]
+    newest = next((path for path in reversed(checkpoints) if path), None)
+    return f"Last good checkpoint: {newest}" if newest else "No checkpoint was written yet"

@@ -4,8 +4,15 @@ import math
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
+
+from lit_tune.errors import OutOfMemory
+from lit_tune.optim.clipping import gradient_norm
+from lit_tune.optim.rank_sum import sum_over_ranks
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -16,20 +23,24 @@ class Totals:
         loss_sum: Sum of the losses.
         denominator: What the mean divides by.
         sums: (2,) the two, on the device.
-        has_finite_gradient: Whether every entry of the gradient is a number, on every rank.
+        factor: What the gradients are multiplied by, so that they are those of the mean.
+        norm: Of the gradient of the mean, before clipping.
+        is_finite: Whether loss and gradient are numbers, on every rank.
         stop_signal: The largest signal that any rank has received: 0, SIGINT (2) or SIGTERM (15).
     """
 
     loss_sum: float
     denominator: float
     sums: torch.Tensor
-    has_finite_gradient: bool
+    factor: float
+    norm: float
+    is_finite: bool
     stop_signal: int
 
     @property
     def has_finite_loss(self) -> bool:
-        """Whether the loss is a number; where nothing was counted it is not even undefined."""
-        return math.isfinite(self.loss_sum) and math.isfinite(self.denominator)
+        """Whether the loss is a number, whatever its gradient is."""
+        return math.isfinite(self.loss_sum) and math.isfinite(self.denominator) and self.denominator != 0
 
 
 class Window:
@@ -38,14 +49,18 @@ class Window:
     Args:
         dtype: Of the sums.
         device: Where the losses are.
+        scale: What the losses were divided by before the backward pass.
     """
 
-    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, dtype: torch.dtype, device: torch.device, scale: float) -> None:
         self.sums = torch.zeros(2, dtype=dtype, device=device)
         """(2,) loss sum and denominator."""
+        self.scale = scale
         self.micro_batches: list[tuple[list[int], torch.Tensor]] = []
         """Rows and loss sum of each micro-batch, to name those that are to blame; nothing is copied."""
         self.num_targets = 0
+        self.error: OutOfMemory | None = None
+        """Why this rank has given the step up; it takes part in the collectives all the same."""
 
     def add(self, loss_sum: torch.Tensor, denominator: torch.Tensor, rows: list[int], num_targets: int) -> None:
         """Count a micro-batch.
@@ -61,24 +76,44 @@ class Window:
         self.micro_batches.append((rows, loss_sum))
         self.num_targets += num_targets
 
-    def totals(self, norm: float, signum: int, reduce: Callable[[torch.Tensor], torch.Tensor] | None) -> Totals:
-        """Sums over all ranks: the one collective of an optimizer step.
+    def close(
+        self,
+        gradients: list[torch.Tensor],
+        signum: int,
+        num_ranks: int,
+        reduce: Callable[[torch.Tensor], torch.Tensor],
+        sums_gradients: bool,
+    ) -> Totals:
+        """Totals over all ranks: the one all-reduce of an optimizer step carries sums and flags.
 
         Args:
-            norm: Of the gradient, on this rank.
+            gradients: Of this window; averaged over the ranks by DDP, or this rank's own.
             signum: Signal that this rank has received, or 0.
-            reduce: Sums a tensor over the ranks; None where there is one.
+            num_ranks: Ranks that train together.
+            reduce: Sums a tensor over the ranks; not called where there is one.
+            sums_gradients: The gradients are this rank's own: sum them in place.
+
+        Raises:
+            OutOfMemory: A rank has given the step up.
         """
-        flags = [not math.isfinite(norm), signum == signal.SIGINT, signum == signal.SIGTERM]
-        if reduce is None:
-            sums = self.sums
-        else:
+        norm = float(gradient_norm(gradients)) if self.error is None else 0.0
+        flags = [not math.isfinite(norm), self.error is not None, signum == signal.SIGINT, signum == signal.SIGTERM]
+        sums = self.sums
+        if num_ranks > 1:
             total = reduce(torch.cat([self.sums, torch.tensor(flags).to(self.sums)]))
             sums, flags = total[:2], [count > 0 for count in total[2:].tolist()]
-        is_bad, interrupted, terminated = flags
-        stop = signal.SIGTERM if terminated else signal.SIGINT if interrupted else 0
+        is_bad, gave_up, interrupted, terminated = flags
+        if gave_up:
+            raise next(error for error in of_all_ranks(self.error) if error is not None)
+        if sums_gradients:
+            sum_over_ranks(gradients)
+            norm, num_ranks = float(gradient_norm(gradients)), 1
         loss_sum, denominator = sums.tolist()
-        return Totals(loss_sum, denominator, sums, not is_bad, int(stop))
+        factor = self.scale * num_ranks / denominator if denominator else math.nan
+        norm *= abs(factor)
+        stop = int(signal.SIGTERM if terminated else signal.SIGINT if interrupted else 0)
+        is_finite = not is_bad and math.isfinite(norm) and math.isfinite(loss_sum)
+        return Totals(loss_sum, denominator, sums, factor, norm, is_finite, stop)
 
     def blame(self) -> tuple[list[int], int]:
         """Rows of the micro-batches whose loss is not a number, else all rows; and the labels in them, of all ranks.
@@ -86,12 +121,18 @@ class Window:
         Called on every rank: they agree on the totals.
         """
         bad = [row for ids, loss in self.micro_batches if not bool(torch.isfinite(loss)) for row in ids]
-        found = [(bad, [row for ids, _ in self.micro_batches for row in ids], self.num_targets)]
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            mine, found = found[0], found * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(found, mine)
+        found = of_all_ranks((bad, [row for ids, _ in self.micro_batches for row in ids], self.num_targets))
         suspects = [row for rows, _, _ in found for row in rows] or [row for _, rows, _ in found for row in rows]
         return [row for row in suspects if row >= 0], sum(count for _, _, count in found)
+
+
+def of_all_ranks(value: T) -> list[T]:
+    """What each rank gives; pickled, for rare events only."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [value]
+    found: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(found, value)
+    return found
 
 
 def power_of_two_near(expected: float) -> float:

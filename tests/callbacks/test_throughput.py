@@ -12,7 +12,8 @@ from lit_tune.callbacks import throughput
 from lit_tune.callbacks.eval_schedule import EvalSchedule
 from lit_tune.callbacks.jsonl_metrics import JsonlLogger
 from lit_tune.callbacks.metric_log import MetricLog
-from lit_tune.callbacks.throughput import Throughput, gpu_utilization, peak_memory
+from lit_tune.callbacks.throughput import Throughput, gpu_utilization
+from lit_tune.memory import peak_memory
 
 CPU = torch.device("cpu")
 
