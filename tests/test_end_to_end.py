@@ -231,7 +231,7 @@ def test_early_stopping_stops_and_says_so(files, tmp_path):
     assert "early stopping: val/accuracy did not improve" in (run / "run.log").read_text()
 
 
-def test_a_run_that_overfits_is_told_and_one_that_does_not_is_not(tmp_path):
+def test_a_run_that_overfits_is_told_once_and_one_that_does_not_is_not(tmp_path, capsys):
     """Labels by chance can only be learned by heart; labels that depend on the words cannot be overfitted at once."""
     import random
 
@@ -252,6 +252,8 @@ def test_a_run_that_overfits_is_told_and_one_that_does_not_is_not(tmp_path):
     assert main(["fit", *base, *more, "--trainer.max_epochs", "14"]) == 0
     verdict = json.loads((run / "manifest.json").read_text())["verdict"]
     assert verdict["state"] in ("severe overfitting", "moderate overfitting"), verdict["message"]
+    assert "".join(capsys.readouterr()).count(verdict["message"]) == 1
+    assert (run / "run.log").read_text().count(verdict["message"]) == 1
     states = [x["overfit/state"] for x in lines(run / "metrics.jsonl") if "overfit/state" in x]
     assert states[-1] == verdict["state"]
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.trainer.states import TrainerFn
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 
@@ -17,7 +18,7 @@ log = logging.getLogger("lit_tune")
 
 
 class RunProgress(ProgressBar):
-    """One bar for the whole run on a terminal, a line per logged step elsewhere.
+    """One bar for the whole fit or evaluation on a terminal; elsewhere a line per logged step of a fit.
 
     Args:
         metric_log: Holds the latest numbers.
@@ -108,21 +109,37 @@ class RunProgress(ProgressBar):
             return ""
         return f"{clock((time.perf_counter() - self.started) / taken * (total - done))} left"
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The run is over."""
-        self.close()
-
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Leave the terminal whole."""
-        self.close()
-
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The bar stands still, and says why."""
-        if self.bar is not None:
+    def on_evaluation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """A bar over the batches; within fit the bar that is there stands still, and says why."""
+        num_batches = {
+            TrainerFn.VALIDATING: trainer.num_val_batches,
+            TrainerFn.TESTING: trainer.num_test_batches,
+            TrainerFn.PREDICTING: trainer.num_predict_batches,
+        }
+        verb = trainer.state.fn
+        if verb in num_batches:
+            self.open(verb.value, sum(int(n) for n in num_batches[verb]))
+        elif self.bar is not None:
             self.bar.update(self.bar_task, description="eval")
 
+    def on_evaluation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """One batch more."""
+        if trainer.state.fn != TrainerFn.FITTING:
+            self.advance(batch_idx + 1)
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """One line per validation; the verdict below it compares train and val."""
+        """Within fit one line per validation; the verdict below it compares train and val."""
+        if trainer.state.fn != TrainerFn.FITTING:
+            self.close()
+            return
         if self.bar is not None:
             self.bar.update(self.bar_task, description="step")
         if trainer.sanity_checking or not self.enabled:
@@ -133,45 +150,18 @@ class RunProgress(ProgressBar):
         if shown:
             log.info("validation at step %d (epoch %.2f)  %s", trainer.global_step, epochs_done(trainer), shown)
 
-    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """A bar over the batches."""
-        self.open("test", int(sum(trainer.num_test_batches)))
-
-    def on_test_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """One batch more."""
-        self.advance(batch_idx + 1)
-
-    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take it away."""
+    def on_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """It is over."""
         self.close()
 
-    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """A bar over the batches."""
-        self.open("predict", int(sum(trainer.num_predict_batches)))
-
-    def on_predict_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """One batch more."""
-        self.advance(batch_idx + 1)
-
-    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take it away."""
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Leave the terminal whole."""
         self.close()
+
+    # Lightning's names for them
+    on_validation_start = on_test_start = on_predict_start = on_evaluation_start
+    on_validation_batch_end = on_test_batch_end = on_predict_batch_end = on_evaluation_batch_end
+    on_train_end = on_test_end = on_predict_end = on_end
 
 
 def monitored(trainer: L.Trainer) -> str | None:

@@ -42,7 +42,7 @@ def fit(options: list[str], overwrite: bool = False, verbose: bool = False) -> N
 
 
 def summary(run_dir: RunDir, record: RunRecord) -> str:
-    """The last lines a person reads: the result, the verdict, where things are, what comes next."""
+    """The last lines a person reads, below the verdict: the result, where things are, what comes next."""
     result, monitor = record.result, record.result.get("monitor")
     lines = [f"\n{result['steps']:,} steps in {result['seconds']:.0f} s"]
     best = result["best_metrics"]
@@ -53,8 +53,6 @@ def summary(run_dir: RunDir, record: RunRecord) -> str:
         value = best[monitor]
         shown = "undefined" if value is None else f"{value:.4f}"
         lines.append(f"best     {monitor} {shown}{beside}, at step {best['step']:,}")
-    verdict = result.get("verdict") or {}
-    lines.append(f"verdict  {verdict.get('message', 'not measured')}")
     if run_dir.best.is_dir():
         lines.append(f"model    {run_dir.best}  (from_pretrained loads it)")
     lines.append(f"numbers  {run_dir.metrics}, {run_dir.manifest}")

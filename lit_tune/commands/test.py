@@ -6,10 +6,9 @@ from typing import Any
 import torch
 
 from lit_tune import __version__
-from lit_tune.cli import parse_for_run
-from lit_tune.console import configure_logging, is_rank_zero
+from lit_tune.commands.evaluation import set_up
+from lit_tune.console import is_rank_zero
 from lit_tune.metrics import scalars
-from lit_tune.preflight.finished_run import use_best_weights
 from lit_tune.run_dir import write_json
 
 log = logging.getLogger("lit_tune")
@@ -21,23 +20,17 @@ def test(options: list[str]) -> None:
     Args:
         options: The config: files and single keys; ``--config runs/x/config.yaml`` is enough.
     """
-    configure_logging()
-    cli = parse_for_run(options, "test")
-    trainer, module, datamodule = cli.build()
-    of_run = use_best_weights(cli.run_dir, module, datamodule)
-    datamodule.prepare("test")
-    if "test" in datamodule.unlabelled:
+    run = set_up(options, "test")
+    if "test" in run.datamodule.unlabelled:
         log.info("test     no row has a label, nothing to measure; `lit-tune predict --data.predict ...` labels them")
         return
-    trainer.test(module, datamodule=datamodule, verbose=False)
+    run.trainer.test(run.module, datamodule=run.datamodule, verbose=False)
     if not is_rank_zero():
         return
-    assert module.spec is not None
-    computed = module.evaluated["test"]
-    print(module.task.report(computed, module.spec))
-    if of_run:
-        write_json(cli.run_dir.test_metrics, test_report(computed, module, datamodule))
-        print(f"\nwritten  {cli.run_dir.test_metrics}")
+    print(run.report("test"))
+    if run.of_run:
+        write_json(run.run_dir.test_metrics, test_report(run.module.evaluated["test"], run.module, run.datamodule))
+        print(f"\nwritten  {run.run_dir.test_metrics}")
 
 
 def test_report(computed: dict[str, Any], module: Any, datamodule: Any) -> dict[str, Any]:

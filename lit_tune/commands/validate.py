@@ -1,12 +1,7 @@
 """``lit-tune validate``."""
 
-import logging
-
-from lit_tune.cli import parse_for_run
-from lit_tune.console import configure_logging, is_rank_zero
-from lit_tune.preflight.finished_run import use_best_weights
-
-log = logging.getLogger("lit_tune")
+from lit_tune.commands.evaluation import set_up
+from lit_tune.console import is_rank_zero
 
 
 def validate(options: list[str]) -> None:
@@ -15,12 +10,7 @@ def validate(options: list[str]) -> None:
     Args:
         options: The config: files and single keys; ``--config runs/x/config.yaml`` is enough.
     """
-    configure_logging()
-    cli = parse_for_run(options, "validate")
-    trainer, module, datamodule = cli.build()
-    use_best_weights(cli.run_dir, module, datamodule)
-    datamodule.prepare("validate")
-    trainer.validate(module, datamodule=datamodule, verbose=False)
+    run = set_up(options, "validate")
+    run.trainer.validate(run.module, datamodule=run.datamodule, verbose=False)
     if is_rank_zero():
-        assert module.spec is not None
-        print(module.task.report(module.evaluated["val"], module.spec))
+        print(run.report("val"))

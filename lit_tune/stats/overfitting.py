@@ -333,13 +333,16 @@ class OverfitDetector:
     def _outlook(self, at: int) -> str:
         """Where the best validation was, and what came after it."""
         best, later = self.points[at], self.points[at + 1 :]
+        when = f"Best at {moment(best.step, best.epoch)}"
+        if not later and self.last is not None and self.last.state != State.NOT_MEASURED:
+            return f"{when}, the last validation"  # whose numbers the verdict has just given
         gap = self._gap(best.train, best.val, self.metric)
-        text = f"Best at {moment(best.step, best.epoch)} (val {self.metric} {number(best.val)}, gap {number(gap)})"
+        text = f"{when} (val {self.metric} {number(best.val)}, gap {number(gap)})"
         overfit = [p for p in later if State(p.state).is_overfit]
         if State(best.state).is_overfit:
             return f"{text}, where it was already: {best.state}"
         if not overfit:
-            return text if later else f"{text}, the last validation"
+            return text
         worst = max(self._gap(p.train, p.val, self.metric) for p in overfit)
         if worst > self.settings.gap + EPSILON:
             return f"{text}; later epochs overfit (gap {number(worst)})"

@@ -22,9 +22,14 @@ def run(tiny_model_dir, tmp_path, monkeypatch):
         train, val = (str(write_csv(tmp_path / f"{n}.csv", toy_rows(40, seed=n))) for n in range(2))
         options = {"data__train_batch_size": 10, "trainer__max_epochs": 2, "trainer__log_every_n_steps": 1}
         fit(built(tiny_model_dir, train, tmp_path / name, data__val=val, overfit__probe_size=0, **options))
-        return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", out.getvalue())
+        return without_colours(out.getvalue())
 
     return start
+
+
+def without_colours(shown: str) -> str:
+    """Text alone."""
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown)
 
 
 @pytest.mark.parametrize("width", [100, 80])
@@ -55,6 +60,25 @@ def test_elsewhere_there_are_plain_lines(run, messages):
     pattern = r"validation at step 8 \(epoch 2\.00\)  val/loss \d\.\d{4}  val/accuracy \d\.\d{4}"
     assert re.fullmatch(pattern, validations[-1])
     assert len(validations) == 2
+
+
+def test_an_evaluation_has_a_bar_on_a_terminal_and_says_nothing_elsewhere(
+    tiny_model_dir, tmp_path, monkeypatch, messages
+):
+    rows = str(write_csv(tmp_path / "rows.csv", toy_rows(40)))
+    options = {f"data__{split}": rows for split in ("val", "test", "predict")} | {"data__eval_batch_size": 10}
+    made = fit(built(tiny_model_dir, rows, tmp_path / "run", overfit__probe_size=0, **options))
+    for verb in ("validate", "test", "predict"):
+        said = len(messages)
+        for is_terminal in (True, False):
+            out = io.StringIO()
+            console = Console(file=out, highlight=False, force_terminal=is_terminal, width=100)
+            monkeypatch.setattr(progress, "console", console)
+            getattr(made.trainer, verb)(made.module, datamodule=made.datamodule)
+            shown = without_colours(out.getvalue()).replace("\r", "\n").split("\n")
+            full = [line for line in shown if re.match(rf"{verb} +━{{16}} 4/4 0:00 left", line)]
+            assert bool(full) == is_terminal, shown
+        assert not [m for m in messages[said:] if "validation at step" in m]  # the report says it
 
 
 def test_without_a_known_end_no_time_is_guessed():

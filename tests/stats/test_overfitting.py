@@ -317,7 +317,9 @@ def test_a_run_that_overfits_after_a_healthy_best_is_told_apart():
 
 def test_a_run_whose_best_is_its_last_validation_is_told_so():
     summary = scripted(SCRIPTS[State.HEALTHY])[0].summary()
-    assert summary.message.endswith("Best at epoch 3 (val f1 0.890, gap 0.020), the last validation")
+    assert summary.message.endswith("val f1 0.890, gap 0.020. Best at epoch 3, the last validation")
+    overfit = scripted([(0.95, 0.80, 0.1, 0.5), (0.99, 0.87, 0.1, 0.4)])[0].summary()
+    assert overfit.message.endswith("gap 0.120 > 0.100. Best at epoch 2, the last validation")
 
 
 def test_a_run_whose_best_is_overfit_is_told_so():
@@ -352,7 +354,7 @@ def test_a_run_that_ends_in_nan_is_not_measured_and_still_knows_its_best():
 
 def test_moments_of_a_stream_are_steps():
     summary = scripted([GOOD], epochs=[None])[0].summary()
-    assert "Best at step 10 " in summary.message
+    assert "Best at step 10, " in summary.message
 
 
 # ---- going on --------------------------------------------------------------------------------------------------------
