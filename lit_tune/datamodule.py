@@ -13,6 +13,7 @@ from lit_tune.data.collators import Padding
 from lit_tune.data.loader import BatchLoader, StreamBatches, StreamLoader
 from lit_tune.data.raw_data import RawData
 from lit_tune.data.samplers import EvalBatchSampler, TrainBatchSampler
+from lit_tune.data.step_count import batches_used, total_steps
 from lit_tune.errors import ConfigError
 from lit_tune.models.text_reader import TextReader
 from lit_tune.preparation import Preparation
@@ -276,18 +277,13 @@ class TokenizedDataModule(L.LightningDataModule):
         """
         trainer = self.trainer
         assert trainer is not None
-        limit = trainer.max_steps if trainer.max_steps and trainer.max_steps > 0 else None
-        part = trainer.limit_train_batches
-        epochs = trainer.max_epochs
-        if epochs is None or epochs < 0 or (self.preparation.stream is not None and not isinstance(part, int)):
-            return limit
+        part: int | float | None = trainer.limit_train_batches
+        batches: int | None
         if self.preparation.stream is not None:
-            batches = int(part)  # type: ignore[arg-type]  # at most: nobody knows how long the stream is
+            batches = part if isinstance(part, int) else None  # at most: nobody knows how long the stream is
         else:
-            batches = len(self.train_sampler())
-            batches = min(batches, part) if isinstance(part, int) else int(batches * (1.0 if part is None else part))
-        steps = -(-batches // trainer.accumulate_grad_batches) * epochs
-        return min(steps, limit) if limit else steps
+            batches = batches_used(len(self.train_sampler()), part)
+        return total_steps(batches, trainer.accumulate_grad_batches, trainer.max_epochs, trainer.max_steps)
 
     def collator(self) -> Collator:
         """The task's collator with this run's padding."""

@@ -12,7 +12,6 @@ import datasets
 from lit_tune.data import cache, splits
 from lit_tune.data.file_tables import quiet_datasets
 from lit_tune.data.hub import content_fingerprint
-from lit_tune.data.quality import Overlap, TextQuality, overlap, text_quality
 from lit_tune.data.raw_data import RawData
 from lit_tune.data.split import Split
 from lit_tune.data.truncation import TokenCounts, token_counts
@@ -20,8 +19,11 @@ from lit_tune.errors import ConfigError, DataError, LitTuneError, StorageError, 
 from lit_tune.models.text_reader import TextReader
 from lit_tune.tasks.base import Spec, Task
 from lit_tune.tasks.encoding import StreamEncoder, class_labels, encode_batch
+from lit_tune.tasks.examination import Examination, examine, is_sorted, is_unlabelled
 
 log = logging.getLogger("lit_tune")
+FIRST_BLOCK = 10_000
+"""Rows of a stream that are looked at: as many as ``data.loader`` shuffles together."""
 
 
 class Preparation:
@@ -62,10 +64,8 @@ class Preparation:
         self.encoded: dict[str, datasets.Dataset] = {}
         self.counts: dict[str, TokenCounts] = {}
         self.stream: Split | None = None
-        self.texts: dict[str, TextQuality] = {}
-        """What is odd about the texts of train and the other splits that were looked at."""
-        self.overlaps: dict[str, Overlap] = {}
-        """Rows of other splits whose text also stands in train."""
+        self.examination = Examination()
+        """What was noticed about the rows."""
         self.fingerprint: str | None = None
         self.unlabelled: set[str] = set()
         """Evaluated splits in which no row has a label."""
@@ -87,7 +87,7 @@ class Preparation:
         raw = raw or self.load_raw()
         if not self.restore_fit(raw):
             assert self.fingerprint is not None
-            self.encode(self.examine(raw), self.fingerprint)
+            self.encode(self.look_at(raw), self.fingerprint)
 
     def load_raw(self) -> dict[str, Split]:
         """The rows of train, and of val where it exists by itself.
@@ -112,7 +112,7 @@ class Preparation:
         self.fingerprint = self.key(*content, self.val_fraction, self.limits, self.new_head)
         return self.restore(self.fingerprint)
 
-    def examine(self, raw: dict[str, Split]) -> dict[str, Split]:
+    def look_at(self, raw: dict[str, Split]) -> dict[str, Split]:
         """Look at every row, find the labels, hold val out, apply the limits; nothing is tokenized.
 
         Args:
@@ -134,44 +134,59 @@ class Preparation:
         for split in raw.values():
             with collected(problems):
                 # where the labels cannot be told the texts still can
-                labelled = self.spec is not None and not self.is_unlabelled(split)
+                labelled = self.spec is not None and not is_unlabelled(self.task, self.spec, split)
                 self.task.check(split, self.spec or Spec("unknown"), labelled)
         raise_problems(problems)
         used = self.held_out(raw)
         assert self.spec is not None
         self.spec = self.task.summarize(used["train"], self.spec)
-        columns = self.task.input_columns()
-        self.texts = {name: text_quality(split, columns) for name, split in used.items()}
-        self.overlaps = {n: overlap(used["train"], split, columns) for n, split in used.items() if n != "train"}
+        self.examination = examine(self.task, self.spec, used)
         return used
-
-    def is_unlabelled(self, split: Split) -> bool:
-        """Whether it is the test split of a benchmark, whose labels are secret."""
-        return split.name == "test" and self.spec is not None and self.task.is_unlabelled(split, self.spec)
 
     def prepare_stream(self) -> None:
         """Train stays a stream; val and the probe are small and are encoded like any split."""
         if self.stream is not None:
             return
-        train, val = self.load_train(streaming=True), self.raw.load("val")
-        self.spec = self.task.inspect(train, self.reader.config, self.new_head)
-        probe = train.take(max(1, self.stream_probe)).renamed("probe")
-        kept = ({"probe": probe} if self.stream_probe else {}) | ({"val": self.limited(val)} if val else {})
+        train, kept = self.look_at_stream()
         # the fingerprint of a stream is that of its beginning: the probe's own content decides what is cached of it
-        parts = (content_fingerprint(probe.rows), val.fingerprint if val else None, self.limits, sorted(kept))
-        self.fingerprint = self.key(train.fingerprint, *parts)
+        content = {name: content_fingerprint(split.rows) for name, split in kept.items()}  # type: ignore[arg-type]
+        self.fingerprint = self.key(train.fingerprint, content)
         if kept and not self.restore(self.fingerprint):
-            for split in kept.values():
-                self.task.check(split, self.spec)
-            self.spec = self.with_baseline(self.spec, probe)
             self.encode(kept, self.fingerprint)
         self.stream = train
 
-    def with_baseline(self, spec: Spec, probe: Split) -> Spec:
-        """The baseline of a stream is that of its first rows; none where they are all alike, as in a sorted file."""
-        found = self.task.summarize(probe, spec).baseline
+    def look_at_stream(self) -> tuple[Split, dict[str, Split]]:
+        """Open the stream, and look at its first block and at every row of val.
+
+        Returns:
+            The stream, and the rows that are evaluated: val, and a probe drawn from the block.
+
+        Raises:
+            LitTuneError: All that cannot be used.
+        """
+        train, val = self.load_train(streaming=True), self.raw.load("val")
+        self.spec = spec = self.task.inspect(train, self.reader.config, self.new_head)
+        block = train.take(FIRST_BLOCK)
+        used = {"train": block} | ({"val": self.limited(val)} if val else {})
+        problems: list[LitTuneError] = []
+        for split in used.values():
+            with collected(problems):
+                self.task.check(split, spec)
+        raise_problems(problems)
+        classes = self.task.strata(block, spec) if spec.label_names else None
+        # of the overlap with train only a part is known, which says nothing
+        found = replace(examine(self.task, spec, used), overlaps={})
+        self.examination = replace(found, is_sorted=classes is not None and is_sorted(classes))
+        self.spec = self.with_baseline(spec, block)
+        probe = block.select(splits.subset(len(block), max(1, self.stream_probe), self.seed)).renamed("probe")
+        return train, ({"probe": probe} if self.stream_probe else {}) | {k: s for k, s in used.items() if k == "val"}
+
+    def with_baseline(self, spec: Spec, block: Split) -> Spec:
+        """The baseline of a stream is that of its first rows; none where they are all alike, or class after class."""
+        found = self.task.summarize(block, spec).baseline
         tells = found.get("accuracy") != 1.0 and 0.0 not in (found.get("loss"), found.get("mse"))
-        return replace(spec, baseline=found) if tells and self.stream_probe else spec
+        is_fair = tells and not self.examination.is_sorted
+        return replace(spec, baseline=found) if is_fair and self.stream_probe else spec
 
     def load_train(self, streaming: bool = False) -> Split:
         """The train split.
@@ -201,7 +216,8 @@ class Preparation:
     @property
     def text_overlap(self) -> float | None:
         """Share of val rows whose text also stands in train; None where there is no val."""
-        return self.overlaps["val"].fraction if "val" in self.overlaps else None
+        overlaps = self.examination.overlaps
+        return overlaps["val"].fraction if "val" in overlaps else None
 
     @property
     def val_fraction_used(self) -> float | None:
@@ -270,8 +286,7 @@ class Preparation:
             notes = {
                 "spec": self.spec.to_dict(),
                 "counts": {name: vars(self.counts[name]) for name in raw},
-                "texts": {name: quality.to_dict() for name, quality in self.texts.items()},
-                "overlaps": {name: found.to_dict() for name, found in self.overlaps.items()},
+                "examination": self.examination.to_dict(),
             }
             kept = {name: rows.remove_columns("num_tokens") for name, rows in encoded.items()}
             cache.save(folder, kept, notes, temporary)
@@ -318,8 +333,7 @@ class Preparation:
         encoded, notes = found
         if self.spec is None or "train" in encoded or "probe" in encoded:
             self.spec = Spec(**notes["spec"])
-            self.texts = {name: TextQuality(**quality) for name, quality in notes["texts"].items()}
-            self.overlaps = {name: Overlap(**found) for name, found in notes["overlaps"].items()}
+            self.examination = Examination.from_dict(notes["examination"])
         self.encoded.update(encoded)
         self.counts.update({name: TokenCounts(**counts) for name, counts in notes["counts"].items()})
         self.reused.update(encoded)
@@ -329,7 +343,6 @@ class Preparation:
     def say(self, names: Any, how: str) -> None:
         """One line per split: rows, tokens, what was cut, and whether anything was tokenized."""
         for name in names:
-            empty = (
-                f", {self.texts[name].num_empty:,} empty" if name in self.texts and self.texts[name].num_empty else ""
-            )
+            found = self.examination.texts.get(name)
+            empty = f", {found.num_empty:,} empty" if found and found.num_empty else ""
             log.info("%-8s%s%s", name, self.counts[name].line(self.reader.max_length, how), empty)

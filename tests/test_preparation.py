@@ -11,6 +11,7 @@ import pytest
 from toy import CLASSES, labelled, make_tiny_model, model_with_head, toy_rows, write_csv, write_jsonl
 from transformers import AutoTokenizer
 
+from lit_tune.data import splits
 from lit_tune.datamodule import TokenizedDataModule
 from lit_tune.errors import ConfigError, DataError, LitTuneError, ModelError, StorageError
 from lit_tune.tasks.sequence_classification import SequenceClassification
@@ -313,7 +314,7 @@ def test_empty_cells_are_counted_not_refused(tiny_model_dir, tmp_path, said):
     )
     module = prepared(tiny_model_dir, train=path, val_fraction=0)
     assert "none longer than 64, 2 empty" in said.text
-    quality = module.preparation.texts["train"]
+    quality = module.preparation.examination.texts["train"]
     assert (quality.num_empty, quality.empty_places) == (2, [f"{path}:2", f"{path}:3"])
     assert [len(ids) for ids in module.encoded["train"]["input_ids"]] == [3, 2, 2, 3]
 
@@ -514,7 +515,8 @@ def test_a_stream_keeps_a_probe_and_val_and_names_its_labels(tiny_model_dir, tmp
     module = prepared(tiny_model_dir, task=task, **data)
     assert module.spec.label_names == ["b", "a"]
     assert set(module.encoded) == {"probe", "val"}
-    assert module.encoded["probe"]["labels"][:] == [0, 1, 0, 1, 0]
+    drawn = splits.subset(30, 5, module.seed)  # from all of the first block, not its beginning
+    assert module.encoded["probe"]["labels"][:] == [i % 2 for i in drawn]
     batch = next(iter(module.train_dataloader()))
     assert batch["labels"].tolist() == [i % 2 for i in batch["example_ids"]]
     assert prepared(tiny_model_dir, task=task, **data).preparation.reused == {"probe", "val"}
@@ -531,8 +533,11 @@ def test_the_baseline_of_a_stream_is_that_of_its_first_rows_unless_they_are_all_
         spec = prepared(tiny_model_dir, task=task, **data).spec
         assert spec.baseline["accuracy"] == 0.75
         assert (spec.label_counts, spec.num_rows) == ([], 0)
-    path = write_stream(tmp_path, "jsonl", labelled(["a"] * 10 + ["b"] * 10))
-    assert prepared(tiny_model_dir, task=task, **data).spec.baseline == {}
+    for alike in (["a"] * 20, ["a"] * 100 + ["b"] * 100):
+        path = write_stream(tmp_path, "jsonl", labelled(alike))
+        module = prepared(tiny_model_dir, task=task, **data)
+        assert module.spec.baseline == {}
+        assert module.preparation.examination.is_sorted == (len(alike) == 200)
 
 
 def test_a_stream_takes_its_labels_from_a_class_label_in_any_order(tiny_model_dir, tmp_path):
@@ -578,18 +583,19 @@ FAULTS = {
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_row_of_a_stream_that_cannot_be_used_is_named(tiny_model_dir, tmp_path, fault, num_workers):
+def test_a_row_of_a_stream_that_cannot_be_used_is_named(tiny_model_dir, tmp_path, fault, num_workers, monkeypatch):
     row, what = FAULTS[fault]
     path = write_stream(tmp_path, "jsonl", [*labelled(["a", "b"] * 15), row])
     task = SequenceClassification(label_names=["a", "b"])
+    # within the first block it is found before training
+    assert f"{path}:31" in str(problem(tiny_model_dir, task=task, train=path, streaming=True))
+    monkeypatch.setattr("lit_tune.preparation.FIRST_BLOCK", 30)
     module = prepared(tiny_model_dir, task=task, train=path, streaming=True, probe_size=3, num_workers=num_workers)
     with pytest.raises(DataError) as caught:
         list(module.train_dataloader())
     assert what in str(caught.value)
     assert f"{path}:31" in str(caught.value)
     assert len(str(caught.value).splitlines()) <= 6
-    # within the rows that are kept as a probe it is found before training
-    assert f"{path}:31" in str(problem(tiny_model_dir, task=task, train=path, streaming=True, probe_size=100))
 
 
 def test_a_stream_without_rows_is_exit_3(tiny_model_dir, tmp_path):

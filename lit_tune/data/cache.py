@@ -23,7 +23,7 @@ from lit_tune.errors import StorageError
 
 log = logging.getLogger("lit_tune")
 FIX = "data.cache_dir: a folder you can write to with room for it, or set LIT_TUNE_CACHE"
-ENCODING_VERSION = 1
+ENCODING_VERSION = 2
 """Raised whenever the code that encodes changes its output."""
 
 

@@ -55,6 +55,12 @@ def read_texts(split: Split, column: str) -> TextColumn:
     return found
 
 
+def longest_rows(split: Split, columns: Sequence[str], count: int) -> np.ndarray:
+    """Numbers of the rows with the most characters, the longest first."""
+    chars = np.add.reduce([_column_of(split, column).num_chars for column in columns])
+    return np.argsort(-chars, kind="stable")[:count]
+
+
 def _column_of(split: Split, column: str) -> TextColumn:
     """Looked at once; a selection's rows are picked from the whole split's."""
     if split.whole is not None and split.picks is not None:

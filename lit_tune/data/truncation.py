@@ -42,10 +42,27 @@ class TokenCounts:
 
 def token_counts(rows: datasets.Dataset, max_length: int) -> TokenCounts:
     """Statistics of the ``num_tokens`` column, read in pieces."""
-    total = longest = cut_rows = cut_tokens = 0
-    for batch in rows.select_columns("num_tokens").with_format("numpy").iter(batch_size=100_000):
-        lengths = np.asarray(batch["num_tokens"], dtype=np.int64)
-        over = np.maximum(lengths - max_length, 0)
-        total, longest = total + int(lengths.sum()), max(longest, int(lengths.max()))
-        cut_rows, cut_tokens = cut_rows + int((over > 0).sum()), cut_tokens + int(over.sum())
-    return TokenCounts(len(rows), total, longest, cut_rows, cut_tokens)
+    pieces = rows.select_columns("num_tokens").with_format("numpy").iter(batch_size=100_000)
+    found = [counts_of(np.asarray(piece["num_tokens"], dtype=np.int64), max_length) for piece in pieces]
+    return TokenCounts(
+        num_rows=sum(c.num_rows for c in found),
+        num_tokens=sum(c.num_tokens for c in found),
+        longest=max((c.longest for c in found), default=0),
+        num_cut_rows=sum(c.num_cut_rows for c in found),
+        num_cut_tokens=sum(c.num_cut_tokens for c in found),
+    )
+
+
+def counts_of(lengths: np.ndarray, max_length: int) -> TokenCounts:
+    """Statistics of some rows.
+
+    Args:
+        lengths: (N,) tokens of each row before cutting.
+        max_length: Tokens at which a text is cut.
+
+    >>> counts_of(np.array([3, 12, 10]), max_length=10)
+    TokenCounts(num_rows=3, num_tokens=25, longest=12, num_cut_rows=1, num_cut_tokens=2)
+    """
+    over = np.maximum(lengths - max_length, 0)
+    longest = int(lengths.max()) if len(lengths) else 0
+    return TokenCounts(len(lengths), int(lengths.sum()), longest, int((over > 0).sum()), int(over.sum()))

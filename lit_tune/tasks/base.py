@@ -68,6 +68,9 @@ class Task(ABC):
     auto_class: ClassVar[Any]
     """The HF Auto class that gives the model its head."""
 
+    needs_offsets: ClassVar[bool] = False
+    """Whether ``encode`` asks where in the text a token stands, which only fast tokenizers know."""
+
     @abstractmethod
     def settings(self) -> dict[str, Any]:
         """The init arguments that decide what ``encode`` and ``summarize`` return: part of the cache key."""
@@ -117,6 +120,10 @@ class Task(ABC):
     @abstractmethod
     def summarize(self, train: Split, spec: Spec) -> Spec:
         """Add counts and baseline of the rows that are trained on."""
+
+    def label_counts(self, split: Split, spec: Spec) -> list[int]:
+        """Rows per class, in the order of the spec; empty where there are no classes."""
+        return []
 
     @abstractmethod
     def encode(self, rows: Rows, tokenizer: PreTrainedTokenizerBase, spec: Spec, max_length: int) -> Features:

@@ -204,20 +204,22 @@ class SequenceClassification(Task):
             return splits.quantile_bins(np.asarray(encoded))
         return None  # label sets: too many combinations to keep the share of each
 
-    def summarize(self, train: Split, spec: Spec) -> Spec:
-        values = train.distinct(self.label_column)
-        encoded = self.encode_labels(values, spec, train)
-        counts: list[int] = []
+    def label_counts(self, split: Split, spec: Spec) -> list[int]:
+        encoded = self.encode_labels(split.distinct(self.label_column), spec, split)
         if spec.problem_type == SINGLE:
-            counts = np.bincount(encoded, minlength=spec.num_labels).tolist()
-        elif spec.problem_type == MULTI:
-            counts = np.bincount([i for row in encoded for i in row], minlength=spec.num_labels).tolist()
-        numbers = np.asarray(encoded) if spec.problem_type == REGRESSION else None
-        baseline = metrics.baseline_scores(spec.problem_type, counts, len(values), numbers, label_names=None)
+            return np.bincount(encoded, minlength=spec.num_labels).tolist()
+        if spec.problem_type == MULTI:
+            return np.bincount([i for row in encoded for i in row], minlength=spec.num_labels).tolist()
+        return []
+
+    def summarize(self, train: Split, spec: Spec) -> Spec:
+        counts, is_number = self.label_counts(train, spec), spec.problem_type == REGRESSION
+        numbers = labels.encode_numbers(train.distinct(self.label_column), train.locate) if is_number else None
+        baseline = metrics.baseline_scores(spec.problem_type, counts, len(train), numbers, label_names=None)
         plain = {k: float(v) for k, v in baseline.items() if np.isfinite(v)}
         if not self.has_plain_loss:
             plain.pop("loss", None)
-        found = Spec(spec.problem_type, spec.label_names, counts, len(values), plain)
+        found = Spec(spec.problem_type, spec.label_names, counts, len(train), plain)
         self.check_balance(found)
         return found
 
