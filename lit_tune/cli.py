@@ -11,24 +11,12 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 import yaml
-from jsonargparse import Namespace, set_parsing_settings
+from jsonargparse import set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lit_tune import __version__
-from lit_tune.callbacks.checkpoints import build_checkpoint_callbacks
-from lit_tune.callbacks.early_stopping import build_early_stopping
-from lit_tune.callbacks.eval_schedule import EvalSchedule
-from lit_tune.callbacks.graceful_stop import GracefulStop
-from lit_tune.callbacks.hang_watchdog import HangWatchdog
-from lit_tune.callbacks.hf_export import HFExport
-from lit_tune.callbacks.loggers import build_loggers
-from lit_tune.callbacks.metric_log import MetricLog
-from lit_tune.callbacks.overfit_detector import OverfitCallback
-from lit_tune.callbacks.progress import RunProgress
-from lit_tune.callbacks.run_record import RunRecord
 from lit_tune.config.parse import as_plain, parse_settings
 from lit_tune.config.sections import LINKS, SECTIONS, TRAINER_DEFAULTS, RunSettings, section_names, tasks
 from lit_tune.config.sources import Setting, parse_options, read_config, settings_of
@@ -43,9 +31,11 @@ from lit_tune.preflight.config_rules import contradictions
 from lit_tune.preflight.finished_run import run_of_config
 from lit_tune.preflight.rank_environment import check_environment, check_number
 from lit_tune.preflight.situation import Situation
+from lit_tune.preflight.start import FROM_THE_BEGINNING, Start
 from lit_tune.run_dir import RunDir
 from lit_tune.supervision import supervise
 from lit_tune.tasks.base import Task
+from lit_tune.training import build_trainer
 
 
 class Built(NamedTuple):
@@ -99,11 +89,11 @@ class LitTuneCLI(LightningCLI):
         """The directory of the run."""
         return RunDir(self.config.run_dir)
 
-    def build(self, overwrite: bool = False) -> Built:
+    def build(self, start: Start = FROM_THE_BEGINNING) -> Built:
         """Seed, then make trainer, module and datamodule. No weights are loaded and no data is read yet.
 
         Args:
-            overwrite: Fit may delete an earlier run in the run directory.
+            start: How fit starts in the run directory.
 
         Raises:
             LitTuneError: A class in the config that cannot be made with these arguments.
@@ -113,7 +103,7 @@ class LitTuneCLI(LightningCLI):
             seed_everything(self.config.seed_everything, workers=True, verbose=False)
             try:
                 made = self.parser.instantiate(self.config)
-                self.trainer = build_trainer(made, self.verb, self.to_yaml(), overwrite)
+                self.trainer = build_trainer(made, self.verb, self.to_yaml(), start)
             except MisconfigurationException as error:
                 raise ConfigError(
                     " ".join(str(error).split()), where="trainer", fix="change the option it names"
@@ -177,47 +167,6 @@ class LitTuneCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Not while parsing; see :meth:`build`."""
-
-
-def build_trainer(config: Namespace, verb: str, config_yaml: str, overwrite: bool) -> Trainer:
-    """The Trainer of a config: its own options, and the callbacks and loggers that our sections describe.
-
-    Args:
-        config: Parsed, with the classes under ``trainer`` instantiated.
-        verb: Only fit keeps checkpoints, a verdict and a record, and logs.
-        config_yaml: Text of the resolved config, for the record.
-        overwrite: The run directory may be emptied.
-    """
-    run = RunDir(config.run_dir)
-    options = dict(vars(config.trainer))
-    users_callbacks, users_loggers = _as_list(options.pop("callbacks")), _as_list(options.pop("logger"))
-    metric_log = MetricLog()
-    progress = [RunProgress(metric_log)] if options["enable_progress_bar"] is not False else []
-    if verb != "fit":
-        options["enable_checkpointing"] = False
-        watchdog = HangWatchdog(config.hang_timeout_seconds)
-        return Trainer(**options, callbacks=[watchdog, *progress, *users_callbacks], logger=False)
-    early_stopping = {**vars(config.early_stopping)}
-    early_stopping["monitor"] = early_stopping["monitor"] or config.checkpoint.monitor
-    overfit = OverfitCallback(**vars(config.overfit))
-    overfit.monitor = config.checkpoint.monitor
-    record = RunRecord(run, config_yaml, overwrite)
-    callbacks: list[Callback] = [
-        record,
-        HangWatchdog(config.hang_timeout_seconds, record),
-        EvalSchedule(config.eval_every_steps),
-        metric_log,
-        *progress,
-        overfit,
-        *build_early_stopping(**early_stopping),
-        *users_callbacks,
-        GracefulStop(),
-        HFExport(record),
-        # Lightning moves checkpoint callbacks to the end, after everything that logs
-        *build_checkpoint_callbacks(run.checkpoints, **vars(config.checkpoint)),
-    ]
-    loggers = [*build_loggers(run.path, _as_list(config.logger), **vars(config.wandb)), *users_loggers]
-    return Trainer(**options, callbacks=callbacks, logger=loggers)
 
 
 def parse(options: list[str], verb: str = "fit") -> LitTuneCLI:
@@ -314,10 +263,6 @@ def _hardware() -> tuple[list[str], int]:
 
 def _short_name(class_path: str) -> str:
     return class_path.rsplit(".", 1)[-1] if class_path.startswith("lit_tune.tasks.") else class_path
-
-
-def _as_list(value: Any) -> list[Any]:
-    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
 
 
 @contextmanager

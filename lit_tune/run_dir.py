@@ -3,6 +3,7 @@
 config.yaml manifest.json metrics.jsonl run.log tensorboard/ checkpoints/ best/ predictions.jsonl test_metrics.json
 """
 
+import errno
 import importlib.metadata
 import json
 import math
@@ -18,6 +19,9 @@ import xxhash
 
 from lit_tune.durable import HASH, write_durably
 from lit_tune.errors import StorageError
+
+LOCK_NAME = ".lock"
+"""Held by the process that works in the directory (``run_lock``)."""
 
 ARTEFACTS = (
     "config.yaml",
@@ -39,6 +43,8 @@ LOGGER_FOLDERS = ("tensorboard", "csv", "wandb")
 
 PACKAGES = ("lit-tune", "torch", "lightning", "transformers", "datasets", "torchmetrics", "tokenizers", "safetensors")
 MANIFEST_FORMAT = 1
+EXPORT_HASHES = "best_files"
+"""Manifest field: size and hash of each file of ``best/``."""
 
 
 class RunDir:
@@ -83,13 +89,13 @@ class RunDir:
                     fix="another run_dir, or delete it yourself",
                 )
             return
-        found = [name for name in found if name not in LOGGER_FOLDERS]
+        found = [name for name in found if name not in LOGGER_FOLDERS and name != LOCK_NAME]
         if not found:
             return
         manifest = self.read()
         status = manifest.get("status")
-        if status in ("failed", "interrupted") and not manifest.get("trained"):
-            return  # it never took a step: a mistake in the data or the model, told and mended
+        if status and not manifest.get("trained"):
+            return  # it never took a step: a mistake in the data or the model, told and mended, or it was killed
         state = f"holds a run with status {status!r}" if status else f"is not empty ({', '.join(found[:4])})"
         raise StorageError(
             f"{self.path} {state}",
@@ -163,7 +169,8 @@ def _replace(path: Path, data: bytes) -> None:
     try:
         write_durably(path, data)
     except OSError as e:
-        raise StorageError(f"cannot be written: {e.strerror}", where=str(path), fix="free some space") from e
+        fix = "free some space" if e.errno in (errno.ENOSPC, errno.EDQUOT) else "a disk that can be written"
+        raise StorageError(f"cannot be written: {e.strerror}", where=str(path), fix=fix) from e
 
 
 def _json_bytes(value: Any) -> bytes:
@@ -241,3 +248,15 @@ def git_commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return described.stdout.strip() or None if described.returncode == 0 else None
+
+
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys, as they are written on the command line.
+
+    >>> flat({"optimizer": {"lr": 2e-05, "init_args": {}}, "logger": ["csv"]})
+    {'optimizer.lr': 2e-05, 'optimizer.init_args': {}, 'logger': ['csv']}
+    """
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {f"{prefix}{name}": value}
+    return found

@@ -32,9 +32,10 @@ RANK = {  # a unit may import only units of a strictly lower rank; equal rank = 
     "checkpointing": 6,
     "preflight": 7,
     "config": 7,
-    "cli": 8,
-    "commands": 9,
-    "__main__": 10,
+    "training": 8,
+    "cli": 9,
+    "commands": 10,
+    "__main__": 11,
 }
 LIGHT = {
     "errors",

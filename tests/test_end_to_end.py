@@ -65,7 +65,7 @@ def test_the_run_directory_is_as_designed(finished):
     assert manifest["status"] == "complete"
     assert manifest["steps"] == 30
     assert manifest["spec"]["label_names"] == ["bad", "fine", "good"]
-    assert {c["role"] for c in manifest["checkpoints"]} == {"best", "last"}
+    assert {Path(c["path"]).name.partition("-")[0] for c in manifest["checkpoints"]} == {"best", "last"}
     for checkpoint in manifest["checkpoints"]:
         file = finished / checkpoint["path"]
         assert file.stat().st_size == checkpoint["bytes"]
@@ -166,11 +166,24 @@ def test_test_and_predict_work_from_the_run_alone(finished, files, tmp_path, cap
     assert all(sum(r["probabilities"].values()) == pytest.approx(1) for r in records)
 
 
-def test_a_second_fit_refuses_the_directory_and_overwrite_takes_it(finished, files, capsys):
-    assert main(["fit", *options(files, finished)]) == 7
+def test_a_complete_run_says_so_and_touches_nothing(finished, files, capsys):
+    before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in finished.rglob("*") if p.is_file()}
+    assert main(["fit", *options(files, finished)]) == 0
+    assert "is complete: 30 steps" in capsys.readouterr().out
+    assert main(["fit", *options(files, finished), "--logger", "csv"]) == 0  # harmless
+    assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in finished.rglob("*") if p.is_file()} == before
+
+
+def test_a_complete_run_with_another_config_is_left_alone(finished, files, capsys):
+    before = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()}
+    assert main(["fit", *options(files, finished), "--optimizer.lr", "0.5", "--logger", "csv"]) == 7
     message = capsys.readouterr().err
-    assert "Fix: --overwrite" in message
-    assert (finished / "best" / "config.json").is_file()
+    assert "optimizer.lr" in message
+    assert "--allow-changed" in message
+    assert "no effect on the weights" in message
+    assert main(["fit", *options(files, finished), "--model.freeze", "backbone", "--allow-changed"]) == 7
+    assert "does not fit the checkpoint" in capsys.readouterr().err
+    assert {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()} == before
 
 
 def test_a_mistake_in_the_data_costs_nothing_and_the_same_command_works_after_it(files, tmp_path, capsys):

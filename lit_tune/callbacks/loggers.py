@@ -1,7 +1,8 @@
 """The ``logger`` and ``wandb`` sections."""
 
+import csv
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
@@ -19,6 +20,8 @@ def build_loggers(
     name: str | None = None,
     tags: list[str] | None = None,
     notes: str | None = None,
+    resume_step: int | None = None,
+    wandb_id: str | None = None,
 ) -> list[Logger]:
     """Loggers that write into the run directory; metrics.jsonl is always one of them.
 
@@ -30,6 +33,8 @@ def build_loggers(
         name: Name of the W&B run; default: the run directory's name.
         tags: W&B tags.
         notes: W&B notes.
+        resume_step: Optimizer step that the run goes on from: what was logged after it does not count.
+        wandb_id: W&B's id of the run that goes on.
 
     Raises:
         ConfigError: ``none`` beside others, or wandb is not installed.
@@ -38,16 +43,39 @@ def build_loggers(
         raise ConfigError("'none' stands alone", where="logger", fix="logger: none, or leave it out of the list")
     loggers: list[Logger] = [JsonlLogger(run_dir / "metrics.jsonl")]
     if "tensorboard" in names:
-        loggers.append(TensorBoardLogger(run_dir, name="tensorboard", version="", default_hp_metric=False))
+        # TensorBoard leaves out what an interrupted run has logged from this step on
+        purge: dict[str, Any] = {} if resume_step is None else {"purge_step": resume_step + 1}
+        loggers.append(TensorBoardLogger(run_dir, name="tensorboard", version="", default_hp_metric=False, **purge))
     if "csv" in names:
-        loggers.append(CSVLogger(run_dir, name="csv", version=""))
+        loggers.append(csv_logger(run_dir, resume_step))
     if "wandb" in names:
-        loggers.append(build_wandb(run_dir, project, entity, name, tags, notes))
+        loggers.append(build_wandb(run_dir, project, entity, name, tags, notes, wandb_id))
     return loggers
 
 
+def csv_logger(run_dir: Path, resume_step: int | None) -> Logger:
+    """Lightning's csv logger, which deletes the file it finds: a run that goes on hands it the rows again."""
+    path = run_dir / "csv" / "metrics.csv"
+    rows: list[dict[str, str]] = []
+    if resume_step is not None and path.is_file():
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if row["step"] and int(row["step"]) <= resume_step]
+        path.unlink()
+    logger = CSVLogger(run_dir, name="csv", version="")
+    for row in rows:
+        values: dict[str, Any] = {k: float(v) for k, v in row.items() if v and k != "step"}
+        logger.log_metrics(values, int(row["step"]))
+    return logger
+
+
 def build_wandb(
-    run_dir: Path, project: str | None, entity: str | None, name: str | None, tags: list[str] | None, notes: str | None
+    run_dir: Path,
+    project: str | None,
+    entity: str | None,
+    name: str | None,
+    tags: list[str] | None,
+    notes: str | None,
+    run_id: str | None = None,
 ) -> Logger:
     """The W&B logger; the key comes from the environment or ``wandb login``, never from a config."""
     try:
@@ -65,4 +93,6 @@ def build_wandb(
         name=name or run_dir.name,
         tags=tags,
         notes=notes,
+        id=run_id,
+        resume="allow",
     )

@@ -11,10 +11,12 @@ import yaml
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback
 
-from lit_tune.callbacks.checkpoints import BestCheckpoint, LastCheckpoint, step_of
+from lit_tune.callbacks.checkpoints import BestCheckpoint, step_of
 from lit_tune.console import configure_logging, log_to_file
+from lit_tune.durable import write_durably
 from lit_tune.errors import NumericsError, StorageError
-from lit_tune.run_dir import MANIFEST_FORMAT, RunDir, environment
+from lit_tune.run_dir import MANIFEST_FORMAT, RunDir, environment, flat
+from lit_tune.run_lock import RunLock
 
 log = logging.getLogger("lit_tune")
 
@@ -26,10 +28,13 @@ class RunRecord(Callback):
         run_dir: The run directory.
         config_yaml: Text of the resolved config.
         overwrite: Delete an earlier run first.
+        may_change: A run that goes on may have other data and ranks than it had.
     """
 
-    def __init__(self, run_dir: RunDir, config_yaml: str, overwrite: bool = False) -> None:
-        self.run_dir, self.config_yaml, self.overwrite = run_dir, config_yaml, overwrite
+    def __init__(self, run_dir: RunDir, config_yaml: str, overwrite: bool = False, may_change: bool = False) -> None:
+        self.run_dir, self.config_yaml = run_dir, config_yaml
+        self.overwrite, self.may_change = overwrite, may_change
+        self.lock = RunLock(run_dir.path)
         self.history: list[dict[str, float]] = []
         """Scalars of each validation, with ``step`` and ``epoch``."""
         self.best: dict[str, float] = {}
@@ -41,17 +46,25 @@ class RunRecord(Callback):
         self._handler: logging.Handler | None = None
 
     @rank_zero_only
-    def claim(self) -> None:
-        """Take the directory; once."""
+    def claim(self, goes_on: bool = False) -> None:
+        """Take the directory; once.
+
+        Args:
+            goes_on: A run is in it, and is resumed.
+        """
         if self.claimed:
             return
-        self.run_dir.claim(self.overwrite)
+        if not goes_on:
+            self.run_dir.claim(self.overwrite)
+        self.lock.acquire()
         self.claimed = True
         digest = hashlib.sha256(self.config_yaml.encode()).hexdigest()
-        self.run_dir.write(
-            {"format": MANIFEST_FORMAT, "status": "running", "trained": False, "config_sha256": digest, **environment()}
-        )
-        self.run_dir.config.write_text(self.config_yaml, "utf-8")
+        before = self.run_dir.read() if goes_on else {"trained": False}
+        for result in ("error", "exported", "verdict"):
+            before.pop(result, None)
+        fields = {"format": MANIFEST_FORMAT, "status": "running", "config_sha256": digest, **environment()}
+        self.run_dir.write({**before, **fields})
+        write_durably(self.run_dir.config, self.config_yaml.encode())
         self._handler = log_to_file(self.run_dir.log)
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -60,13 +73,23 @@ class RunRecord(Callback):
             configure_logging()
         if stage != "fit" or trainer.fast_dev_run:
             return
-        self.claim()
-        self.record_data(trainer)
+        path = trainer.ckpt_path
+        goes_on = path is not None and Path(path).resolve().is_relative_to(self.run_dir.path.resolve())
+        self.claim(goes_on)
+        self.record_data(trainer, goes_on)
 
     @rank_zero_only
-    def record_data(self, trainer: Any) -> None:
-        """What is trained on."""
+    def record_data(self, trainer: Any, goes_on: bool) -> None:
+        """What is trained on, and by how many.
+
+        Raises:
+            StorageError: It is not what the run was started with.
+        """
         data = trainer.datamodule
+        if goes_on and not self.may_change:
+            before = self.run_dir.read()
+            unchanged("the data", before.get("data", {}).get("fingerprint"), data.fingerprint)
+            unchanged("the number of processes", before.get("world_size"), trainer.world_size)
         self.run_dir.update(
             {
                 "spec": data.spec.to_dict(),
@@ -154,25 +177,13 @@ class RunRecord(Callback):
         if not self.result and not trainer.fast_dev_run:
             self.gather(trainer, pl_module)  # resumed after its last step: Lightning calls no on_train_end
 
-    def checkpoints(self, trainer: Any) -> list[dict[str, Any]]:
-        """Each checkpoint kept: path, step, size, hash."""
-        found = []
-        root = self.run_dir.path.resolve()  # the folder may be reached through a link, as /app/runs in the image
-        for callback in trainer.checkpoint_callbacks:
-            if isinstance(callback, BestCheckpoint | LastCheckpoint):
-                role = "best" if isinstance(callback, BestCheckpoint) else "last"
-                for path in map(Path, callback.best_k_models):
-                    entry = {"role": role, "path": str(path.resolve().relative_to(root)), "step": step_of(path)}
-                    found.append({**entry, "bytes": path.stat().st_size, "sha256": file_sha256(path)})
-        return sorted(found, key=lambda c: (c["step"], c["role"]))
-
     @rank_zero_only
     def finish(self, trainer: Any, extra: dict[str, Any]) -> None:
         """The run is complete: the artefact was verified."""
         if not self.claimed:
             return
         self.result.update(extra)
-        self.run_dir.update({"status": "complete", **self.result, "checkpoints": self.checkpoints(trainer)})
+        self.run_dir.update({"status": "complete", **self.result})
         self.finished = True
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
@@ -197,31 +208,28 @@ class RunRecord(Callback):
         self.close()
 
     def close(self) -> None:
-        """Close run.log."""
+        """Close run.log, let go of the directory."""
+        self.lock.release()
         if self._handler is not None:
             log.removeHandler(self._handler)
             self._handler.close()
             self._handler = None
 
 
-def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted keys, as they are written on the command line.
+def unchanged(what: str, was: Any, now: Any) -> None:
+    """Refuse to go on with other data or other ranks.
 
-    >>> flat({"optimizer": {"lr": 2e-05, "init_args": {}}, "logger": ["csv"]})
-    {'optimizer.lr': 2e-05, 'optimizer.init_args': {}, 'logger': ['csv']}
+    Raises:
+        StorageError: They differ.
     """
-    found: dict[str, Any] = {}
-    for name, value in config.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {f"{prefix}{name}": value}
-    return found
+    if was is not None and was != now:
+        raise StorageError(
+            f"{what} changed since the run was started ({was} -> {now})",
+            where="run_dir",
+            fix="--allow-changed goes on all the same; or --run_dir NEW",
+        )
 
 
 def plain(values: dict[str, float]) -> dict[str, float | None]:
     """Numbers JSON can hold."""
     return {k: v if math.isfinite(v) else None for k, v in values.items()}
-
-
-def file_sha256(path: Path) -> str:
-    """Hash of a file, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

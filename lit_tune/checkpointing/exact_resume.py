@@ -42,7 +42,7 @@ class ExactResume(Callback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Write the position, Lightning's counters from it, and how long the log is."""
-        loop = trainer.fit_loop
+        loop: Any = trainer.fit_loop
         fetcher = loop._data_fetcher
         is_next = fetcher is not None and loop.epoch_loop._should_check_val_fx(fetcher)
         position = position_of(trainer, is_next and self._validated != self._batch(trainer))

@@ -44,7 +44,7 @@ def position_of(trainer: Trainer, is_validation_due: bool) -> Position:
         trainer: In ``fit``.
         is_validation_due: Known to the caller.
     """
-    loop = trainer.fit_loop
+    loop: Any = trainer.fit_loop
     epochs, batches = loop.epoch_progress.current, loop.epoch_loop.batch_progress
     epoch, batch = epochs.ready - 1, batches.current.processed
     if batch == 0 and epochs.processed == epochs.ready:  # resumed at the end of an epoch, nothing done since
@@ -76,5 +76,9 @@ def write_loops(loops: dict[str, Any], position: Position, is_last_batch: bool) 
     started = int(position.is_validation_due)
     for count in (loops["epoch_loop.val_loop.batch_progress"][name] for name in ("total", "current")):
         count.update({"ready": started, "started": started, "processed": 0, "completed": 0})
+    if between_epochs:  # as after Lightning's own reset at the beginning of an epoch
+        optimizer = loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
+        for progress in (loops["epoch_loop.scheduler_progress"], optimizer["step"], optimizer["zero_grad"]):
+            progress["current"].update(dict.fromkeys(progress["current"], 0))
     loops["epoch_loop.state_dict"]["_batches_that_stepped"] = position.step
     loops["state_dict"]["combined_loader"] = [{"epoch": position.epoch, "batch": position.batch}]

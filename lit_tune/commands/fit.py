@@ -6,39 +6,63 @@ from typing import Any
 from lit_tune.callbacks.run_record import RunRecord
 from lit_tune.cli import parse
 from lit_tune.console import configure_logging, is_rank_zero
+from lit_tune.preflight.start import checkpoint_path, goes_on, plan_start, start_of_rank_zero, tell_ranks
 from lit_tune.run_dir import RunDir
+from lit_tune.run_lock import RunLock
 
 log = logging.getLogger("lit_tune")
 
 
-def fit(options: list[str], overwrite: bool = False, verbose: bool = False) -> None:
+def fit(options: list[str], overwrite: bool = False, allow_changed: bool = False, verbose: bool = False) -> None:
     """Train a model, keep its best weights, and write them to run_dir/best.
+
+    The same command run again goes on where the run stopped.
 
     Args:
         options: The config: files and single keys.
         overwrite: Delete what an earlier run left in run_dir.
+        allow_changed: Go on although the config or the data has changed.
         verbose: Show the module tree and the devices.
     """
     configure_logging(verbose)
     cli = parse(options, "fit")
     if is_rank_zero():
-        cli.run_dir.check_free(overwrite)
+        RunLock(cli.run_dir.path).check()
+    start = None if is_rank_zero() else start_of_rank_zero(cli.run_dir)
+    if start is None:
+        start = plan_start(cli.run_dir, cli.to_yaml(), cli.config.resume, overwrite, allow_changed)
+    if start.is_complete:
+        print(complete(cli.run_dir))
+        return
     trainer: Any
-    trainer, module, datamodule = cli.build(overwrite=overwrite)
+    trainer, module, datamodule = cli.build(start)
     record = next(c for c in trainer.callbacks if isinstance(c, RunRecord))
     if not trainer.fast_dev_run:
-        record.claim()
+        record.claim(goes_on=goes_on(cli.run_dir, start))
+        if is_rank_zero():
+            tell_ranks(start)
     try:
         log.info("run      %s", cli.run_dir)
         # before any other process starts, so that a mistake in the data is told once; the others find the cache
         if is_rank_zero():
             datamodule.prepare("fit")
-        trainer.fit(module, datamodule=datamodule)
+        trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint_path(start), weights_only=True)
     except BaseException as error:
         record.fail(error)
         raise
     if is_rank_zero() and record.result:
         print(summary(cli.run_dir, record))
+
+
+def complete(run_dir: RunDir) -> str:
+    """What there is to say about a run that was complete before."""
+    manifest = run_dir.read()
+    lines = [f"{run_dir} is complete: {manifest['steps']:,} steps in {manifest['seconds']:.0f} s; nothing to do"]
+    if verdict := manifest.get("verdict"):
+        lines.append(f"verdict  {verdict['message']}")
+    lines.append(f"model    {run_dir.best}  (from_pretrained loads it)")
+    lines.append("next     a longer run: --trainer.max_epochs N; again: --overwrite; another one: --run_dir NEW")
+    return "\n".join(lines)
 
 
 def summary(run_dir: RunDir, record: RunRecord) -> str:

@@ -31,6 +31,7 @@ class RunSettings:
 
     Args:
         run_dir: Folder of the run; default: ``runs/<data>_<model>``, so that the same command finds its run again.
+        resume: ``auto`` goes on where the run in run_dir stopped; ``never``; or the path of a checkpoint.
         seed_everything: Seed of all randomness: weights, dropout, order, splits.
         eval_every_steps: Validate every n optimizer steps; default: after each epoch.
         logger: ``tensorboard``, ``csv``, ``wandb``, a list of them, or ``none``; metrics.jsonl is always written.
@@ -41,12 +42,13 @@ class RunSettings:
     def __init__(
         self,
         run_dir: str | None = None,
+        resume: str = "auto",
         seed_everything: int = 42,
         eval_every_steps: int | None = None,
         logger: LoggerName | list[LoggerName] = "tensorboard",
         hang_timeout_seconds: float = 300.0,
     ) -> None:
-        self.run_dir, self.seed_everything = run_dir, seed_everything
+        self.run_dir, self.resume, self.seed_everything = run_dir, resume, seed_everything
         self.eval_every_steps, self.logger = eval_every_steps, logger
         self.hang_timeout_seconds = hang_timeout_seconds
 
@@ -111,7 +113,12 @@ SECTIONS: tuple[Section, ...] = (
     Section("checkpoint", build_checkpoint_callbacks, "which weights are kept, and which are best", skip=("dirpath",)),
     Section("early_stopping", build_early_stopping, "stop when nothing improves; off until patience is given"),
     Section("overfit", OverfitCallback, "train against val in eval mode at each validation: the verdict"),
-    Section("wandb", build_loggers, "Weights & Biases, where logger names wandb", skip=("run_dir", "names")),
+    Section(
+        "wandb",
+        build_loggers,
+        "Weights & Biases, where logger names wandb",
+        skip=("run_dir", "names", "resume_step", "wandb_id"),
+    ),
     Section("trainer", Trainer, "Lightning's Trainer"),
 )
 

@@ -1,0 +1,111 @@
+"""What changed in the config since a run was started, and which changes a run can go on with."""
+
+from enum import StrEnum
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+
+class Effect(StrEnum):
+    """What a change does to a run that goes on."""
+
+    HARMLESS = "no effect on the weights"
+    LONGER = "the run gets longer"
+    OTHER_RUN = "needs --allow-changed"
+    OTHER_MODEL = "does not fit the checkpoint"
+
+
+NOT_COMPARED = ("run_dir", "resume")
+HARMLESS = (
+    "logger",
+    "wandb.*",
+    "checkpoint.keep_*",
+    "checkpoint.every_n_steps",
+    "early_stopping.*",
+    "overfit.gap",
+    "overfit.window",
+    "overfit.min_delta",
+    "data.cache_dir",
+    "data.eval_batch_size",
+    "data.num_workers",
+    "data.persistent_workers",
+    "data.pin_memory",
+    "data.predict",
+    "data.test*",
+    "data.limit_test",
+    "hang_timeout_seconds",
+    "model.log_parameter_norms",
+    "trainer.callbacks*",
+    "trainer.enable_*",
+    "trainer.log_every_n_steps",
+    "trainer.logger*",
+    "trainer.max_time",
+    "trainer.profiler*",
+)
+"""Patterns of keys that change what is logged, kept or said, or how fast it goes; the weights stay the same."""
+LENGTH = ("trainer.max_epochs", "trainer.max_steps")
+MODEL = (
+    "model.config_overrides*",
+    "model.dtype",
+    "model.freeze*",
+    "model.from_scratch",
+    "model.model_name_or_path",
+    "model.new_head",
+    "model.revision",
+    "optimizer.name",
+    "lr_schedule.name",
+    "task.class_path",
+)
+"""Keys that decide which tensors a checkpoint holds."""
+
+
+class Change(NamedTuple):
+    """One key whose value differs."""
+
+    key: str
+    was: Any
+    now: Any
+    effect: Effect
+
+
+def changes(was: dict[str, Any], now: dict[str, Any]) -> list[Change]:
+    """Keys whose values differ, in the order of the config.
+
+    Args:
+        was: The config of the run, flat: dotted key -> value.
+        now: The config in use, flat.
+
+    >>> [str(c.effect) for c in changes({"trainer.max_epochs": 3, "logger": "csv"}, {"trainer.max_epochs": 5})]
+    ['the run gets longer', 'no effect on the weights']
+    """
+    keys = [*now, *(k for k in was if k not in now)]
+    differing = [k for k in keys if was.get(k) != now.get(k) and k not in NOT_COMPARED]
+    return [Change(k, was.get(k), now.get(k), effect_of(k, was.get(k), now.get(k))) for k in differing]
+
+
+def effect_of(key: str, was: Any, now: Any) -> Effect:
+    """What a change of one key does."""
+    if key in LENGTH:
+        return Effect.LONGER if length(now) > length(was) else Effect.OTHER_RUN
+    if any(fnmatchcase(key, pattern) for pattern in HARMLESS):
+        return Effect.HARMLESS
+    return Effect.OTHER_MODEL if any(fnmatchcase(key, pattern) for pattern in MODEL) else Effect.OTHER_RUN
+
+
+def length(limit: int | None) -> float:
+    """A limit of epochs or steps; none, or -1, is no limit."""
+    return float("inf") if limit is None or limit < 0 else limit
+
+
+def table(found: list[Change]) -> str:
+    """Lines a person reads: key, was, now, effect."""
+    rows = [(c.key, shown(c.was), shown(c.now), str(c.effect)) for c in found]
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    return "\n".join(
+        f"  {key:<{widths[0]}}  {was:<{widths[1]}} -> {now:<{widths[2]}}  {effect}" for key, was, now, effect in rows
+    )
+
+
+def shown(value: Any) -> str:
+    """A value in at most 40 characters."""
+    text = str(value)
+    return text if len(text) <= 40 else text[:37] + "..."
