@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from lit_tune.metrics import multi_label_metrics, regression_metrics, single_label_metrics
+
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"
 
@@ -127,3 +129,22 @@ def test_the_small_problems_hold_every_label_and_numbers_exact_in_float32(exactn
         else:
             found = targets.unique().tolist() if targets.ndim == 1 else targets.any(0).nonzero()[:, 0].tolist()
             assert found == [0, 1, 2]
+
+
+@pytest.mark.parametrize("problem", ["single_label_classification", "multi_label_classification", "regression"])
+def test_both_sides_of_the_quality_table_are_scored_alike(monkeypatch, problem):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    scores = importlib.import_module("quality_hf_trainer").scores
+    names = ["a", "b", "c", "d"]
+    logits = torch.randn(60, 1 if problem == "regression" else 4, generator=torch.Generator().manual_seed(0))
+    labels, metrics = {
+        "single_label_classification": (torch.arange(60) % 4, single_label_metrics(names)),
+        "multi_label_classification": (torch.arange(240).reshape(60, 4) % 3 // 2, multi_label_metrics(names, 0.3)),
+        "regression": (torch.arange(60) / 7, regression_metrics()),
+    }[problem]
+    metrics.update(logits.squeeze(-1), labels)
+    ours = metrics.compute()
+    theirs = scores(problem, logits.numpy(), labels.numpy(), 0.3)
+    assert len(theirs) >= 3
+    for name, value in theirs.items():
+        assert float(ours[name]) == pytest.approx(value, abs=1e-6), name
