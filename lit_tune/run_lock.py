@@ -66,7 +66,8 @@ class RunLock:
             ) from e
         if not self._is_current(file):  # its holder deleted it between our opening and locking
             file.close()
-            return self.acquire()
+            self.acquire()
+            return
         file.seek(0)
         file.truncate()
         json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}, file)

@@ -10,10 +10,11 @@ from typing import Any
 import yaml
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import WandbLogger
 
 from lit_tune.callbacks.checkpoints import BestCheckpoint, step_of
 from lit_tune.console import configure_logging, log_to_file
-from lit_tune.durable import write_durably
+from lit_tune.durable import sweep_temporaries, write_durably
 from lit_tune.errors import NumericsError, StorageError
 from lit_tune.run_dir import MANIFEST_FORMAT, RunDir, environment, flat
 from lit_tune.run_lock import RunLock
@@ -57,6 +58,7 @@ class RunRecord(Callback):
         if not goes_on:
             self.run_dir.claim(self.overwrite)
         self.lock.acquire()
+        sweep_temporaries(self.run_dir.path)
         self.claimed = True
         digest = hashlib.sha256(self.config_yaml.encode()).hexdigest()
         before = self.run_dir.read() if goes_on else {"trained": False}
@@ -123,6 +125,8 @@ class RunRecord(Callback):
             config = flat(yaml.safe_load(self.config_yaml) or {})
             for logger in trainer.loggers:
                 logger.log_hyperparams(config)
+                if isinstance(logger, WandbLogger) and trainer.is_global_zero:
+                    self.run_dir.update({"wandb_id": logger.version})  # a run that goes on goes on there too
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """From here on there is something to lose: the directory is not free any more."""

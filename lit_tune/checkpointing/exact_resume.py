@@ -4,13 +4,14 @@ The order of rows is a pure function of (seed, epoch), randomness one of (seed, 
 position comes from the trainer's counters (``position``): there is no random state and no loader state to keep.
 """
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from lit_tune.checkpointing.position import Position, position_of, write_loops
+from lit_tune.checkpointing.position import Cut, Position, position_of, write_loops
 from lit_tune.errors import StorageError
 
 CHECKPOINT_FORMAT = 1
@@ -53,6 +54,7 @@ class ExactResume(Callback):
         checkpoint[SECTION] = {
             "format": CHECKPOINT_FORMAT,
             "position": position.to_dict(),
+            "cut": asdict(cut_of(trainer)),
             "num_skipped_steps": pl_module.num_skipped_steps,
             "metrics_bytes": self.metrics_path.stat().st_size if self.metrics_path.is_file() else 0,
         }
@@ -80,10 +82,14 @@ class ExactResume(Callback):
                 fix="start from its weights: export them to a folder for model.model_name_or_path",
             )
         ours = checkpoint[SECTION]
+        written, now = Cut(**ours["cut"]), cut_of(trainer)
         self.resumed = Position.from_dict(ours["position"])
+        if written != now:
+            self.resumed = written.recut(self.resumed, now)
+            write_loops(checkpoint["loops"]["fit_loop"], self.resumed, is_last_batch=False)
         pl_module.num_skipped_steps = ours["num_skipped_steps"]
         if trainer.is_global_zero:
-            cut(self.metrics_path, ours["metrics_bytes"])
+            truncate(self.metrics_path, ours["metrics_bytes"])
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """A validation that is still due comes first."""
@@ -96,7 +102,13 @@ class ExactResume(Callback):
         return loop.epoch_progress.current.ready, loop.epoch_loop.batch_progress.current.ready
 
 
-def cut(path: Path, size: int) -> None:
+def cut_of(trainer: L.Trainer) -> Cut:
+    """How this run cuts its steps."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    return Cut(data.train_batch_size, data.num_ranks, data.accumulate)
+
+
+def truncate(path: Path, size: int) -> None:
     """Cut a log back to its first ``size`` bytes; a shorter one stays as it is."""
     if path.is_file() and path.stat().st_size > size:
         with path.open("r+b") as file:

@@ -5,7 +5,7 @@ an epoch-end checkpoint trains nothing, a validation is skipped or repeated). A 
 three situations only, and its counters are rewritten to say so.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 from lightning.pytorch import Trainer
@@ -35,6 +35,27 @@ class Position:
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """From :meth:`to_dict`."""
         return cls(**values)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How the rows of an optimizer step are cut: rows per rank and micro-batch, ranks, micro-batches."""
+
+    batch_size: int
+    num_ranks: int
+    accumulate: int
+
+    def recut(self, position: Position, new: "Cut") -> Position:
+        """The same place in the epoch for another cut: whole windows whose rows were all trained on.
+
+        With the same effective batch it is exactly the same place.
+
+        >>> Cut(8, 1, 2).recut(Position(0, 6, 3), Cut(4, 1, 4))
+        Position(epoch=0, batch=12, step=3, is_validation_due=False)
+        """
+        rows = position.batch * self.batch_size * self.num_ranks
+        windows = rows // (new.batch_size * new.num_ranks * new.accumulate)
+        return replace(position, batch=windows * new.accumulate)
 
 
 def position_of(trainer: Trainer, is_validation_due: bool) -> Position:
