@@ -7,7 +7,6 @@ Shapes: B examples, T tokens, C classes.
 
 import logging
 import math
-from functools import partial
 from typing import Any, Literal
 
 import lightning as L
@@ -256,9 +255,8 @@ class FineTuneModule(L.LightningModule):
         """
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         gradients = [p.grad for p in parameters]
-        reduce = partial(self.trainer.strategy.reduce, reduce_op="sum")
         ranks, signum = self.trainer.world_size, interrupts.received()
-        totals = self._window.close(gradients, signum, ranks, reduce, self.sums_gradients)
+        totals = self._window.close(gradients, signum, ranks, self.sums_gradients)
         self.stop_signal, self.is_step_skipped = totals.stop_signal, not totals.is_finite
         if self.is_step_skipped:
             for parameter in parameters:

@@ -32,7 +32,7 @@ GRACE_SECONDS = 15.0
 """How long the other ranks may take to end by themselves once rank zero ends."""
 
 CONNECTION_LOST = "the connection to another rank was lost"
-"""How the last words begin of a rank that another one's death has ended."""
+"""In the last words of a rank that another one's death has ended."""
 
 OWN_CODES = range(1, 9)
 """Exit codes that say what happened (errors.py); one rank's is the run's."""
@@ -151,7 +151,7 @@ class Ranks:
                 return
             deaths = [Death(r, self.processes[r].pid, code, self._last_words(r)) for r, code in codes.items() if code]
             # several at once: the one that the others have died of
-            self.death = min(deaths, key=lambda d: d.words.startswith(CONNECTION_LOST), default=None)
+            self.death = min(deaths, key=lambda d: CONNECTION_LOST in d.words, default=None)
         self._died.set()
         if self._settled.wait(SETTLE_SECONDS):
             return
@@ -210,8 +210,12 @@ def tell_rank_zero(words: str) -> bool:
     Returns:
         Whether it was told: then rank zero says it.
     """
-    pipe = os.environ.get(LAST_WORDS)
+    pipe, parent = os.environ.get(LAST_WORDS), os.environ.get(RANK_ZERO)
     if pipe is None:
+        return False
+    if CONNECTION_LOST in words:  # noticed before the death behind it, of which watch_rank_zero may have more to say
+        time.sleep(SETTLE_SECONDS)
+    if str(os.getppid()) != parent:
         return False
     with suppress(OSError, ValueError):
         os.write(int(pipe), words.encode()[:4096])

@@ -63,7 +63,8 @@ class GracefulStop(Callback):
             if (batch_idx + 1) % EVAL_BATCHES_BETWEEN_LOOKS:
                 return
             told = torch.tensor(signum, device=trainer.strategy.root_device)
-            signum = int(trainer.strategy.reduce(told, reduce_op="max"))
+            torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
+            signum = int(told)
         if signum:
             self.stop(trainer, signum)
 

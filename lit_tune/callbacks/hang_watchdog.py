@@ -74,7 +74,7 @@ class HangWatchdog(Callback):
             return
         self.pauses.clear()
         self._seen.clear()
-        self._moved("start")
+        self._moved("start", factor=FIRST)
         self._stacks = tempfile.TemporaryFile("a+b")  # noqa: SIM115 - as long as the watch
         if threading.current_thread() is threading.main_thread():
             faulthandler.register(signal.SIGUSR2, self._stacks, all_threads=True)

@@ -12,6 +12,7 @@ import datasets
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from lit_tune import interrupts
 from lit_tune.data.samplers import FILLER, EvalBatchSampler, TrainBatchSampler, cut
 from lit_tune.errors import LitTuneError
 
@@ -58,6 +59,11 @@ def quiet_forks(num_workers: int) -> None:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+def start_worker(worker_id: int) -> None:
+    """A loading process begins: signals to the whole group are for the run, which ends its workers itself."""
+    interrupts.in_worker()
+
+
 class BatchLoader:
     """Batches in the order of a batch sampler.
 
@@ -90,6 +96,7 @@ class BatchLoader:
             collate_fn=identity,  # type: ignore[arg-type]  # the rows come as a batch, not as a list
             num_workers=num_workers,
             pin_memory=pin_memory,
+            worker_init_fn=start_worker,
             persistent_workers=persistent_workers and num_workers > 0,
             generator=self._generator,
         )
@@ -220,6 +227,7 @@ class StreamLoader:
             collate_fn=identity,  # type: ignore[arg-type]
             num_workers=num_workers,
             pin_memory=pin_memory,
+            worker_init_fn=start_worker,
             generator=torch.Generator().manual_seed(seed),
         )
 

@@ -2,7 +2,6 @@
 
 import math
 import signal
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -81,7 +80,6 @@ class Window:
         gradients: list[torch.Tensor],
         signum: int,
         num_ranks: int,
-        reduce: Callable[[torch.Tensor], torch.Tensor],
         sums_gradients: bool,
     ) -> Totals:
         """Totals over all ranks: the one all-reduce of an optimizer step carries sums and flags.
@@ -90,7 +88,6 @@ class Window:
             gradients: Of this window; averaged over the ranks by DDP, or this rank's own.
             signum: Signal that this rank has received, or 0.
             num_ranks: Ranks that train together.
-            reduce: Sums a tensor over the ranks; not called where there is one.
             sums_gradients: The gradients are this rank's own: sum them in place.
 
         Raises:
@@ -100,7 +97,8 @@ class Window:
         flags = [not math.isfinite(norm), self.error is not None, signum == signal.SIGINT, signum == signal.SIGTERM]
         sums = self.sums
         if num_ranks > 1:
-            total = reduce(torch.cat([self.sums, torch.tensor(flags).to(self.sums)]))
+            total = torch.cat([self.sums, torch.tensor(flags).to(self.sums)])
+            sum_over_ranks([total])  # Lightning's strategy.reduce has all ranks wait for each other first
             sums, flags = total[:2], [count > 0 for count in total[2:].tolist()]
         is_bad, gave_up, interrupted, terminated = flags
         if gave_up:
