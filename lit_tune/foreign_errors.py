@@ -29,12 +29,13 @@ def in_our_words(error: BaseException) -> LitTuneError | None:
     Args:
         error: As caught; its causes are looked at too.
     """
-    seen: BaseException | None = error
-    while seen is not None:
-        found = _out_of_memory(seen) or _lost_worker(seen) or _lost_rank(seen)
+    chain = [error]
+    while (cause := chain[-1].__cause__) is not None:
+        chain.append(cause)
+    for each in reversed(chain):  # the first one knows most: which signal has killed a worker
+        found = _out_of_memory(each) or _lost_worker(each) or _lost_rank(each)
         if found is not None:
             return found
-        seen = seen.__cause__
     return None
 
 

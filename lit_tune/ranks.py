@@ -177,19 +177,24 @@ class Ranks:
         for process in self.processes.values():
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
-        end = time.monotonic() + GRACE_SECONDS
-        while time.monotonic() < end and any(p.poll() is None for p in self.processes.values()):
-            time.sleep(POLL_SECONDS)
+        if self._have_ended_within(GRACE_SECONDS):
+            return
         for process in self.processes.values():
             if process.poll() is None:  # waits in native code for ranks that are gone
                 process.kill()
+        self._have_ended_within(GRACE_SECONDS)
+
+    def _have_ended_within(self, seconds: float) -> bool:
+        end = time.monotonic() + seconds
+        while any(process.poll() is None for process in self.processes.values()):
+            if time.monotonic() > end:
+                return False
+            time.sleep(POLL_SECONDS / 10)
+        return True
 
     def join(self) -> None:
         """Before rank zero exits: the others end first, or they would take its end for a death."""
-        if self._reaper is None:
-            end = time.monotonic() + GRACE_SECONDS
-            while time.monotonic() < end and any(p.poll() is None for p in self.processes.values()):
-                time.sleep(POLL_SECONDS / 10)
+        if self._reaper is None and not self._have_ended_within(GRACE_SECONDS):
             self.end()
         if self._reaper is not None:
             self._reaper.join()
