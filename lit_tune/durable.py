@@ -40,7 +40,7 @@ class HashedFile:
     """A file under construction; what is written is hashed on the way, so that nothing is held in memory.
 
     :meth:`write` never raises, because torch's writer turns an error in the middle of an archive into another one;
-    the first error is kept and raised by :meth:`finish`.
+    the first error is kept and raised by :meth:`written`.
 
     Args:
         path: The file; what is there is replaced.
@@ -72,23 +72,26 @@ class HashedFile:
     def flush(self) -> None:
         """Nothing is buffered here."""
 
-    def finish(self) -> Fingerprint:
-        """Wait until the bytes are on the disk, and close.
-
-        Returns:
-            Size and hash of what was meant to be written.
+    def written(self) -> Fingerprint:
+        """Size and hash of what was written.
 
         Raises:
-            OSError: Some write, or the disk at last, failed.
+            OSError: The first write that failed.
         """
         if self._error is not None:
             raise self._error
-        os.fsync(self._file)
-        self.close()
         return Fingerprint(self._bytes, self._hash.hexdigest())
 
+    def sync(self) -> None:
+        """Wait until the bytes are on the disk.
+
+        Raises:
+            OSError: They are not.
+        """
+        os.fsync(self._file)
+
     def close(self) -> None:
-        """Close, finished or not."""
+        """Close; more than once does no harm."""
         if self._file >= 0:
             file, self._file = self._file, -1
             os.close(file)
@@ -111,7 +114,8 @@ def write_durably(path: Path, data: bytes) -> None:
         file = HashedFile(temporary)
         try:
             file.write(data)
-            file.finish()
+            file.written()
+            file.sync()
         finally:
             file.close()
         os.replace(temporary, path)

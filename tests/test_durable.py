@@ -73,7 +73,8 @@ def test_the_hash_is_that_of_the_bytes_however_they_come(tmp_path):
     for begin in range(0, len(data), 700_001):
         file.write(memoryview(data)[begin : begin + 700_001])
     expected = (len(data), xxhash.xxh3_128_hexdigest(data))
-    assert file.finish() == expected
+    assert file.written() == expected
+    file.close()
     assert fingerprint(tmp_path / "x") == expected
     assert fingerprints(tmp_path) == {"x": expected}
 
@@ -82,7 +83,7 @@ def test_torch_writes_the_same_file_as_to_a_path(tmp_path):
     content = {"w": torch.arange(1000.0), "text": "x", "list": [1, 2.5]}
     file = HashedFile(tmp_path / "x")
     torch.save(content, file)
-    file.finish()
+    file.close()
     torch.save(content, tmp_path / "y")
     first, second = (torch.load(tmp_path / name, weights_only=True) for name in "xy")
     assert torch.equal(first["w"], second["w"])
@@ -99,7 +100,7 @@ def test_the_first_error_of_a_write_is_the_one_that_is_raised(tmp_path, monkeypa
     monkeypatch.setattr(os, "write", fail)
     torch.save({"w": torch.zeros(100)}, file)  # torch itself would make another error of it
     with pytest.raises(OSError, match=r"\[Errno 28\]"):
-        file.finish()
+        file.written()
     file.close()
 
 

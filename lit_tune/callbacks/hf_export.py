@@ -13,7 +13,9 @@ from lit_tune.callbacks.checkpoints import BestCheckpoint
 from lit_tune.callbacks.model_card import model_card
 from lit_tune.callbacks.overfit_detector import OverfitCallback
 from lit_tune.callbacks.run_record import RunRecord
+from lit_tune.durable import fingerprints, sync_folder, sync_tree, temporary_of
 from lit_tune.errors import NumericsError, StorageError
+from lit_tune.run_dir import EXPORT_HASHES, RunDir
 
 log = logging.getLogger("lit_tune")
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
@@ -40,7 +42,6 @@ class HFExport(Callback):
         overfit = next((c for c in trainer.callbacks if isinstance(c, OverfitCallback)), None)
         verdict = overfit.summary() if overfit is not None else None
         if trainer.is_global_zero:
-            target = self.record.run_dir.best
             logits = reference_logits(trainer, pl_module)
             if logits is not None and not bool(torch.isfinite(logits).all()):
                 raise NumericsError(
@@ -48,41 +49,56 @@ class HFExport(Callback):
                     where="optimizer.lr",
                     fix="a smaller optimizer.lr, trainer.gradient_clip_val: 1.0, or bf16-mixed instead of 16-mixed",
                 )
-            export(pl_module, trainer, target, model_card(trainer, pl_module, self.record, verdict), logits)
+            export(
+                pl_module, trainer, self.record.run_dir, model_card(trainer, pl_module, self.record, verdict), logits
+            )
             self.record.finish(trainer, {"exported": source, "verdict": verdict})
         trainer.strategy.barrier("export")
 
     def load_best(self, trainer: Any, pl_module: Any) -> str:
-        """Put the best weights into the module; returns which they are."""
+        """Put the best weights into the module; returns which they are.
+
+        Raises:
+            StorageError: Their file is damaged.
+        """
         best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), None)
         if best is None or not best.best_model_path:
             return "last weights"
         path = trainer.strategy.broadcast(best.best_model_path)
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = trainer.strategy.load_checkpoint(path, weights_only=True)
         pl_module.load_state_dict(checkpoint["state_dict"])
         return Path(path).name
 
 
-def export(pl_module: Any, trainer: Any, target: Path, card: str, expected: torch.Tensor | None) -> None:
+def export(pl_module: Any, trainer: Any, run_dir: RunDir, card: str, expected: torch.Tensor | None) -> None:
     """Write the folder beside its place, reload and compare it, then rename: a ``best/`` that is there is good.
+
+    Its hashes are in the manifest before it has its name.
 
     Raises:
         StorageError: It cannot be written, does not load, or gives other logits.
     """
-    temporary = target.with_name(f".{target.name}.tmp")
+    target = run_dir.best
+    temporary, old = temporary_of(target), temporary_of(target.with_name(f"{target.name}.old"))
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         pl_module.model.save_pretrained(temporary)
         trainer.datamodule.tokenizer.save_pretrained(temporary)
         (temporary / "README.md").write_text(card, "utf-8")
         verify(pl_module, trainer, temporary, expected)
-        shutil.rmtree(target, ignore_errors=True)
+        sync_tree(temporary)
+        hashes = {name: list(found) for name, found in fingerprints(temporary).items() if name != "README.md"}
+        run_dir.update({EXPORT_HASHES: hashes})
+        if target.exists():
+            target.rename(old)
         temporary.rename(target)
+        sync_folder(target.parent)
     except (OSError, SafetensorError) as e:  # safetensors reports a full disk as an error of its own
         reason = getattr(e, "strerror", None) or str(e)
         raise StorageError(f"cannot write the export: {reason}", where=str(target), fix="free some space") from e
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def first_batch(trainer: Any) -> dict[str, Any]:

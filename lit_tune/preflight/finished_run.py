@@ -3,13 +3,15 @@
 import logging
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from lit_tune.datamodule import TokenizedDataModule
+from lit_tune.durable import fingerprints
 from lit_tune.errors import ConfigError, StorageError
 from lit_tune.module import FineTuneModule
-from lit_tune.run_dir import RunDir
+from lit_tune.run_dir import EXPORT_HASHES, RunDir
 from lit_tune.tasks.base import Spec
 
 log = logging.getLogger("lit_tune")
@@ -38,7 +40,7 @@ def use_best_weights(run_dir: RunDir, module: FineTuneModule, datamodule: Tokeni
     """Point module and datamodule at ``best/``; False without a run: the config's own model is measured.
 
     Raises:
-        StorageError: The run is there but was not finished.
+        StorageError: The run is there but was not finished, or ``best/`` is damaged.
         ConfigError: Another model than the run's was asked for.
     """
     manifest = run_dir.read()
@@ -50,6 +52,7 @@ def use_best_weights(run_dir: RunDir, module: FineTuneModule, datamodule: Tokeni
             where="run_dir",
             fix="finish it with `lit-tune fit`, or another run_dir",
         )
+    check_export(run_dir, manifest.get(EXPORT_HASHES, {}))
     of_run = trained_model(run_dir)
     if of_run not in (None, module.model_name):
         raise ConfigError(
@@ -65,6 +68,25 @@ def use_best_weights(run_dir: RunDir, module: FineTuneModule, datamodule: Tokeni
         datamodule.spec = Spec(**manifest["spec"])
     log.info("weights  %s (%s)", best, manifest.get("exported", "best"))
     return True
+
+
+def check_export(run_dir: RunDir, hashes: dict[str, list[Any]]) -> None:
+    """Compare ``best/`` with what the run wrote. The model card may be edited.
+
+    Raises:
+        StorageError: A file is damaged or missing, or the manifest knows none.
+    """
+    try:
+        there = fingerprints(run_dir.best)
+    except OSError as e:
+        raise StorageError(f"cannot be read: {e.strerror}", where=str(run_dir.best), fix="check the disk") from e
+    wrong = [name for name, found in hashes.items() if list(there.get(name, ())) != found]
+    if wrong or not hashes:
+        raise StorageError(
+            f"not what the run wrote: {', '.join(wrong[:4]) or 'the manifest has no hashes of it'}",
+            where=str(run_dir.best),
+            fix="restore best/ from a copy, or train again with `lit-tune fit --overwrite`",
+        )
 
 
 def trained_model(run_dir: RunDir) -> str | None:

@@ -11,9 +11,10 @@ from toy import CLASSES, toy_rows, write_csv
 
 from lit_tune.__main__ import main
 from lit_tune.cli import build
+from lit_tune.durable import fingerprints
 from lit_tune.errors import StorageError
 from lit_tune.preflight.finished_run import run_of_config, use_best_weights
-from lit_tune.run_dir import RunDir
+from lit_tune.run_dir import EXPORT_HASHES, RunDir
 
 
 @pytest.fixture(scope="module")
@@ -94,10 +95,30 @@ def test_a_run_that_was_moved_predicts_from_where_it_is(run, tmp_path, capsys):
     weights = load_file(moved / "best" / "model.safetensors")
     weights["classifier.bias"] = torch.tensor([0.0, 0.0, 1e4])  # not what lies at the old place
     save_file(weights, moved / "best" / "model.safetensors", metadata={"format": "pt"})
+    hashes = {name: list(found) for name, found in fingerprints(moved / "best").items()}
+    RunDir(moved).update({EXPORT_HASHES: hashes})
     new = write_csv(tmp_path / "new.csv", [{"text": "rock"}, {"text": "mud"}])
     assert main(["predict", "--config", str(moved / "config.yaml"), "--data.predict", str(new)]) == 0
     assert [r["label"] for r in lines(moved / "predictions.jsonl")] == ["good", "good"]
     assert not (run / "predictions.jsonl").exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+@pytest.mark.parametrize("spoil", ["flip", "cut", "delete"])
+def test_a_best_that_is_not_what_the_run_wrote_is_exit_7(run, tmp_path, capsys, name, spoil):
+    moved = shutil.copytree(run, tmp_path / "moved")
+    (moved / "best" / "README.md").write_text("a card may be edited")
+    file = moved / "best" / name
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content if spoil == "flip" else content[:-1])
+    if spoil == "delete":
+        file.unlink()
+    new = write_csv(tmp_path / "new.csv", [{"text": "rock"}])
+    assert main(["predict", "--config", str(moved / "config.yaml"), "--data.predict", str(new)]) == 7
+    said = capsys.readouterr().err
+    assert "not what the run wrote" in said or "without best/" in said
+    assert "Fix: " in said
 
 
 def test_a_file_that_cannot_be_predicted_is_exit_3_and_writes_nothing(run, tmp_path, capsys):
