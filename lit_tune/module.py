@@ -7,7 +7,7 @@ Shapes: B examples, T tokens, C classes.
 
 import logging
 import math
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import lightning as L
 import torch
@@ -20,6 +20,7 @@ from lit_tune.metrics import scalars
 from lit_tune.models import load
 from lit_tune.models.freezing import freeze as freeze_parameters
 from lit_tune.models.freezing import train_mode
+from lit_tune.optim.adopt import settings_of_groups
 from lit_tune.optim.clipping import scale_and_clip
 from lit_tune.optim.optimizers import OptimizerSettings, build_optimizer
 from lit_tune.optim.schedules import ScheduleSettings, build_schedule, schedule_config
@@ -156,6 +157,7 @@ class FineTuneModule(L.LightningModule):
         higher = self.task.metric_names(self.spec).get(monitor) if self.spec else None
         mode: Literal["min", "max"] | None = None if higher is None else ("max" if higher else "min")
         scheduler = build_schedule(self.schedule_settings, optimizer, total, mode)
+        self.configured_groups = settings_of_groups(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": schedule_config(self.schedule_settings, scheduler)}
 
     # ---- training: the numerics seam ---------------------------------------------------------------------------------
@@ -228,15 +230,17 @@ class FineTuneModule(L.LightningModule):
         Raises:
             OutOfMemory: At once, where this rank is alone or the run ends anyway.
         """
-        if not is_out_of_memory(error):
-            raise error
-        found = explain(error, self._batch, self.device, "training", settings_in_use(self))
-        if not self.sums_gradients:
-            raise found
-        self._window.error = found.with_traceback(None)
-        found.__cause__ = None  # its frames hold the activations
+        if not (self.sums_gradients and is_out_of_memory(error)):
+            self.reraise(error, "training", self._batch)
+        self._window.error = explain(self._batch, self.device, "training", settings_in_use(self))
         self.zero_grad(set_to_none=True)
         return torch.zeros((), device=self.device, requires_grad=True)
+
+    def reraise(self, error: Exception, doing: str, batch: Batch) -> NoReturn:
+        """Exhausted memory with the batch and what to change; any other error as it is."""
+        if is_out_of_memory(error):
+            raise explain(batch, self.device, doing, settings_in_use(self)) from error
+        raise error
 
     def configure_gradient_clipping(
         self,
@@ -282,22 +286,13 @@ class FineTuneModule(L.LightningModule):
 
     def evaluate_batch(self, stage: str, batch: Batch) -> None:
         """Add a batch to a stage's sums; a filler takes part in nothing."""
-        if not batch["is_filler"]:
-            self.evaluation.add(stage, self.outputs(stage, batch), batch)
-
-    def outputs(self, stage: str, batch: Batch) -> Any:
-        """What the model says to a batch.
-
-        Raises:
-            OutOfMemory: Says what to change.
-        """
+        if batch["is_filler"]:
+            return
         assert self.model is not None
         try:
-            return self.task.forward(self.model, batch)
+            self.evaluation.add(stage, self.task.forward(self.model, batch), batch)
         except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            raise explain(error, batch, self.device, stage, settings_in_use(self)) from error
+            self.reraise(error, stage, batch)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Val, or the probe of train."""
@@ -335,7 +330,11 @@ class FineTuneModule(L.LightningModule):
         if batch["is_filler"]:
             return []
         assert self.spec is not None
-        records = self.task.decode(self.outputs("predict", batch), batch, self.spec)
+        assert self.model is not None
+        try:
+            records = self.task.decode(self.task.forward(self.model, batch), batch, self.spec)
+        except Exception as error:
+            self.reraise(error, "predict", batch)
         return [{"row": row, **record} for row, record in zip(batch["example_ids"], records, strict=True)]
 
     # ---- what callbacks ask ----------------------------------------------------------------------------------------

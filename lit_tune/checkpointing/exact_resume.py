@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Callback
 
 from lit_tune.checkpointing.position import Cut, Position, position_of, write_loops
 from lit_tune.errors import StorageError
+from lit_tune.optim.adopt import adopt_settings
 
 CHECKPOINT_FORMAT = 1
 SECTION = "lit_tune"
@@ -91,10 +92,14 @@ class ExactResume(Callback):
         if trainer.is_global_zero:
             truncate(self.metrics_path, ours["metrics_bytes"])
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """A validation that is still due comes first."""
-        if self.resumed is not None and self.resumed.is_validation_due:
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """A validation that is still due comes first; what the config says now holds."""
+        if self.resumed is None:
+            return
+        if self.resumed.is_validation_due:
             trainer.val_check_batch = self.resumed.batch
+        for config in trainer.lr_scheduler_configs:
+            adopt_settings(trainer.optimizers[0], config.scheduler, pl_module.configured_groups)
 
     def _batch(self, trainer: L.Trainer) -> tuple[int, int]:
         """Epoch and micro-batch, to tell whether a validation belongs to it."""
