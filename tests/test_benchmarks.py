@@ -148,3 +148,13 @@ def test_both_sides_of_the_quality_table_are_scored_alike(monkeypatch, problem):
     assert len(theirs) >= 3
     for name, value in theirs.items():
         assert float(ours[name]) == pytest.approx(value, abs=1e-6), name
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
+def test_a_save_is_measured_beside_the_others(tmp_path):
+    report, printed = run("checkpoint_save.py", tmp_path, "--quick", "--markdown")
+    lines = {line["way"]: line for line in report["lines"]}
+    assert {"write and fsync", "lit-tune", "plain Lightning", "HF Trainer"} <= lines.keys()
+    assert all(line["size"] > 20e6 for line in lines.values())
+    assert lines["plain Lightning"]["memory"] > lines["plain Lightning"]["size"] > lines["lit-tune"]["memory"]
+    assert "| lit-tune" in printed

@@ -101,5 +101,6 @@ def digest_of(tensor: torch.Tensor) -> str:
     False
     """
     digest = xxhash.xxh3_128(str(tuple(tensor.shape)).encode())
-    digest.update(memoryview(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+    content: Any = tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    digest.update(content)
     return digest.hexdigest()
