@@ -48,6 +48,8 @@ class TokenizedDataModule(L.LightningDataModule):
         max_length: Tokens at which a text is cut; default: 512 or what the model can take, whichever is less.
         train_batch_size: Rows per rank and micro-batch; effective batch = it x ranks x trainer.accumulate_grad_batches.
         eval_batch_size: Rows per rank and batch in validation, test and prediction.
+        auto_batch: Where memory is exhausted, repeat the step with half the train_batch_size and twice the accumulation,
+            which gives the same result; in validation, with half the eval_batch_size. The run keeps what it has found.
         seed: Seed of order, subsets and splits; default: ``seed_everything``.
         num_workers: Processes for loading, and for tokenizing.
         pin_memory: Page-locked memory for faster copies to a GPU; default: only where there is a GPU.
@@ -89,6 +91,7 @@ class TokenizedDataModule(L.LightningDataModule):
         max_length: int | None = None,
         train_batch_size: int = 16,
         eval_batch_size: int = 64,
+        auto_batch: bool = False,
         seed: int | None = None,
         num_workers: int = 0,
         pin_memory: bool | None = None,
@@ -109,7 +112,7 @@ class TokenizedDataModule(L.LightningDataModule):
             raise ConfigError("is missing", where="model.model_name_or_path", fix="a Hub id or a folder")
         self.task, self.dataset, self.streaming = task, dataset, streaming
         self.train_batch_size, self.eval_batch_size = train_batch_size, eval_batch_size
-        self.default_seed = default_seed
+        self.auto_batch, self.default_seed = auto_batch, default_seed
         self.seed = default_seed if seed is None else seed
         self.num_workers, self.pin_memory, self.persistent_workers = num_workers, pin_memory, persistent_workers
         self.padding_mode, self.pad_to_multiple_of, self.probe_size = padding, pad_to_multiple_of, probe_size

@@ -78,6 +78,8 @@ class OutOfMemory(LitTuneError):  # noqa: N818 - the field's own word
     """The device's memory is exhausted."""
 
     exit_code = 8
+    retry_with: dict[str, int] | None = None
+    """Batch sizes with which the run can go on by itself, under the names of ``batch_sizes.BatchSizes``."""
 
 
 class ProblemList(LitTuneError):  # noqa: N818 - several of them

@@ -23,26 +23,21 @@ def batch_shape(batch: Mapping[str, Any]) -> tuple[int, ...]:
     return max((tuple(v.shape) for v in batch.values() if isinstance(v, torch.Tensor)), key=_size, default=())
 
 
-def explain(
-    error: BaseException, batch: Mapping[str, Any], device: torch.device, doing: str, settings: Mapping[str, Any]
-) -> OutOfMemory:
+def explain(batch: Mapping[str, Any], device: torch.device, doing: str, settings: Mapping[str, Any]) -> OutOfMemory:
     """With which batch memory was exhausted, and what to change.
 
     Args:
-        error: What torch or Python has raised.
         batch: The batch.
         device: Where it is.
         doing: ``training``, or the stage that was evaluated.
         settings: Values in use by config key, for the changes that are proposed.
     """
     key, shape = ("data.train_batch_size" if doing == "training" else "data.eval_batch_size"), batch_shape(batch)
-    found = OutOfMemory(
+    return OutOfMemory(
         f"out of memory in {doing}: a batch of {' x '.join(f'{n:,}' for n in shape)}, peak {used(device)}",
         where=key,
         fix=", or ".join(remedies(key, shape, settings)[:3]) or "a smaller model, or a device with more memory",
     )
-    found.__cause__ = error
-    return found
 
 
 def used(device: torch.device) -> str:

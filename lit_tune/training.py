@@ -7,6 +7,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
+from lit_tune.callbacks.auto_batch import AutoBatch
 from lit_tune.callbacks.checkpoints import build_checkpoint_callbacks
 from lit_tune.callbacks.divergence import Divergence
 from lit_tune.callbacks.early_stopping import build_early_stopping
@@ -52,6 +53,7 @@ def build_trainer(config: Namespace, verb: str, config_yaml: str, start: Start) 
     overfit.monitor = config.checkpoint.monitor
     record = RunRecord(run, config_yaml, start.overwrite, start.may_change)
     callbacks: list[Callback] = [
+        AutoBatch(),
         record,
         HangWatchdog(config.hang_timeout_seconds, record),
         EvalSchedule(config.eval_every_steps),

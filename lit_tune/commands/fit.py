@@ -1,11 +1,14 @@
 """``lit-tune fit``."""
 
 import logging
+import os
 from typing import Any
 
 from lit_tune.callbacks.run_record import RunRecord
 from lit_tune.cli import parse
 from lit_tune.console import configure_logging, is_rank_zero
+from lit_tune.errors import OutOfMemory
+from lit_tune.preflight.batch_sizes import BatchSizes, next_sizes, start_over, use_decided
 from lit_tune.preflight.start import checkpoint_path, goes_on, plan_start, start_of_rank_zero, tell_ranks
 from lit_tune.run_dir import RunDir
 from lit_tune.run_lock import RunLock
@@ -25,15 +28,38 @@ def fit(options: list[str], overwrite: bool = False, allow_changed: bool = False
         verbose: Show the module tree and the devices.
     """
     configure_logging(verbose)
+    environment = dict(os.environ)
+    sizes = attempt(options, overwrite, allow_changed)
+    while sizes is not None:
+        start_over(environment)
+        sizes = attempt(options, False, allow_changed, sizes)
+
+
+def attempt(
+    options: list[str], overwrite: bool, allow_changed: bool, sizes: BatchSizes | None = None
+) -> BatchSizes | None:
+    """Fit, from where the run stands to its end.
+
+    Args:
+        options: The config.
+        overwrite: Delete what an earlier run left in run_dir.
+        allow_changed: Go on although the config or the data has changed.
+        sizes: The batch sizes to go on with, where an attempt in this process has exhausted memory.
+
+    Returns:
+        None when the run is complete; or the batch sizes to try next (``data.auto_batch``). Nothing of the attempt is
+        kept: its tensors go with this frame.
+    """
     cli = parse(options, "fit")
     if is_rank_zero():
         RunLock(cli.run_dir.path).check()
     start = None if is_rank_zero() else start_of_rank_zero(cli.run_dir)
     if start is None:
-        start = plan_start(cli.run_dir, cli.to_yaml(), cli.config.resume, overwrite, allow_changed)
+        resume = cli.config.resume if sizes is None else "auto"
+        start = plan_start(cli.run_dir, cli.to_yaml(), resume, overwrite, allow_changed)
     if start.is_complete:
         print(complete(cli.run_dir))
-        return
+        return None
     trainer: Any
     trainer, module, datamodule = cli.build(start)
     record = next(c for c in trainer.callbacks if isinstance(c, RunRecord))
@@ -41,17 +67,22 @@ def fit(options: list[str], overwrite: bool = False, allow_changed: bool = False
         record.claim(goes_on=goes_on(cli.run_dir, start))
         if is_rank_zero():
             tell_ranks(start)
+        use_decided(cli.run_dir, sizes, trainer, datamodule)
     try:
         log.info("run      %s", cli.run_dir)
         # before any other process starts, so that a mistake in the data is told once; the others find the cache
         if is_rank_zero():
             datamodule.prepare("fit")
         trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint_path(start), weights_only=True)
+    except OutOfMemory as error:
+        record.fail(error)
+        return next_sizes(cli.run_dir, error, trainer)
     except BaseException as error:
         record.fail(error)
         raise
     if is_rank_zero() and record.result:
         print(summary(cli.run_dir, record))
+    return None
 
 
 def complete(run_dir: RunDir) -> str:

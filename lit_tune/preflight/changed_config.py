@@ -1,5 +1,6 @@
 """What changed in the config since a run was started, and which changes a run can go on with."""
 
+import math
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ HARMLESS = (
     "overfit.gap",
     "overfit.window",
     "overfit.min_delta",
+    "data.auto_batch",
     "data.cache_dir",
     "data.eval_batch_size",
     "data.num_workers",
@@ -34,6 +36,7 @@ HARMLESS = (
     "data.limit_test",
     "hang_timeout_seconds",
     "model.log_parameter_norms",
+    "optimizer.skip_nonfinite",
     "trainer.callbacks*",
     "trainer.enable_*",
     "trainer.log_every_n_steps",
@@ -42,6 +45,8 @@ HARMLESS = (
     "trainer.profiler*",
 )
 """Patterns of keys that change what is logged, kept or said, or how fast it goes; the weights stay the same."""
+CUTS = ("data.train_batch_size", "trainer.accumulate_grad_batches")
+"""With the same product they cut the same steps (ranks are compared elsewhere)."""
 LENGTH = ("trainer.max_epochs", "trainer.max_steps")
 MODEL = (
     "model.config_overrides*",
@@ -76,10 +81,22 @@ def changes(was: dict[str, Any], now: dict[str, Any]) -> list[Change]:
 
     >>> [str(c.effect) for c in changes({"trainer.max_epochs": 3, "logger": "csv"}, {"trainer.max_epochs": 5})]
     ['the run gets longer', 'no effect on the weights']
+    >>> was = {"data.train_batch_size": 8, "trainer.accumulate_grad_batches": 1}
+    >>> [str(c.effect) for c in changes(was, {"data.train_batch_size": 4, "trainer.accumulate_grad_batches": 2})]
+    ['no effect on the weights', 'no effect on the weights']
     """
     keys = [*now, *(k for k in was if k not in now)]
     differing = [k for k in keys if was.get(k) != now.get(k) and k not in NOT_COMPARED]
-    return [Change(k, was.get(k), now.get(k), effect_of(k, was.get(k), now.get(k))) for k in differing]
+    same_steps = effective_batch(was) == effective_batch(now)
+    effects = {k: Effect.HARMLESS for k in CUTS if same_steps}
+    return [
+        Change(k, was.get(k), now.get(k), effects.get(k) or effect_of(k, was.get(k), now.get(k))) for k in differing
+    ]
+
+
+def effective_batch(config: dict[str, Any]) -> int:
+    """Rows per rank and optimizer step."""
+    return math.prod(config.get(key) or 1 for key in CUTS)
 
 
 def effect_of(key: str, was: Any, now: Any) -> Effect:
