@@ -20,6 +20,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,8 @@ def trained_model(megabytes: float) -> tuple[torch.nn.Module, torch.optim.Optimi
     return model, optimizer
 
 
-def hf_trainer(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Save:
-    """HF Trainer's own save of model, optimizer, schedule and random states."""
+def hf_trainer(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Any:
+    """A Trainer that could save model, optimizer, schedule and random states now."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         folder = tempfile.mkdtemp()
@@ -67,12 +68,13 @@ def hf_trainer(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Save
         trainer.create_scheduler(10, optimizer)
         trainer.state.global_step = 1
     shutil.rmtree(folder)
+    return trainer
 
-    def save(target: Path) -> None:
-        trainer.args.output_dir = str(target)
-        trainer._save_checkpoint(model, trial=None)
 
-    return save
+def hf_save(trainer: Any, folder: Path) -> None:
+    """What HF Trainer does when a save is due: a folder below ``folder``."""
+    trainer.args.output_dir = str(folder)
+    trainer._save_checkpoint(trainer.model, trial=None)
 
 
 def raw_write(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Save:
@@ -120,7 +122,7 @@ def ways(megabytes: float) -> dict[str, tuple[Save, str, str]]:
         "lit-tune": (lit_tune, "yes", "yes"),
         "plain Lightning": (lightning, "no", "no"),
         "plain Lightning, TMPDIR on another file system": (elsewhere, "no", "no"),
-        "HF Trainer": (hf_trainer(model, optimizer), "no", "no"),
+        "HF Trainer": (partial(hf_save, hf_trainer(model, optimizer)), "no", "no"),
     }
 
 

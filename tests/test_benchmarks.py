@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -158,3 +159,12 @@ def test_a_save_is_measured_beside_the_others(tmp_path):
     assert all(line["size"] > 20e6 for line in lines.values())
     assert lines["plain Lightning"]["memory"] > lines["plain Lightning"]["size"] > lines["lit-tune"]["memory"]
     assert "| lit-tune" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_faults_in_a_save_are_counted_beside_the_others(tmp_path):
+    report, _ = run("checkpoint_faults.py", tmp_path, "--quick")
+    ours = [line for line in report["lines"] if line["system"] == "lit-tune"]
+    assert sum(line["cases"] for line in ours) >= 3
+    assert sum(line["stuck"] for line in ours) == 0

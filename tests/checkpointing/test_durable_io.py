@@ -76,6 +76,33 @@ def test_the_entry_comes_before_the_name(run_dir, monkeypatch):
     assert known == [["checkpoints/last-0000002.ckpt"]]
 
 
+def test_bytes_are_on_the_disk_before_the_manifest_says_so_and_names_last(run_dir, monkeypatch):
+    """What a power cut leaves at any moment is a prefix of this order."""
+    calls = []
+
+    def watch(name):
+        real = getattr(os, name)
+
+        def call(subject, *rest):
+            path = os.readlink(f"/proc/self/fd/{subject}") if isinstance(subject, int) else subject
+            calls.append((name, Path(path).name.replace(f".{os.getpid()}.tmp", "")))
+            return real(subject, *rest)
+
+        monkeypatch.setattr(os, name, call)
+
+    for name in ("fsync", "replace"):
+        watch(name)
+    save(run_dir, 2)
+    assert calls == [
+        ("fsync", ".last-0000002.ckpt"),
+        ("fsync", ".manifest.json"),
+        ("replace", ".manifest.json"),
+        ("fsync", "run"),
+        ("replace", ".last-0000002.ckpt"),
+        ("fsync", "checkpoints"),
+    ]
+
+
 def test_until_a_file_is_replaced_the_old_one_is_known(run_dir, monkeypatch):
     """A run that goes on from step 2 writes step 4 again; killed in between, the old step 4 still counts."""
     save(run_dir, 2, 4)
