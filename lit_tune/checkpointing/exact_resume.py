@@ -11,11 +11,11 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from lit_tune.checkpointing.entries import CHECKPOINT_FORMAT
 from lit_tune.checkpointing.position import Cut, Position, position_of, write_loops
 from lit_tune.errors import StorageError
 from lit_tune.optim.adopt import adopt_settings
 
-CHECKPOINT_FORMAT = 1
 SECTION = "lit_tune"
 """Key of our part of a checkpoint."""
 
