@@ -27,6 +27,7 @@ VERBS: dict[str, str] = {
     "validate": "measure the run's best weights on the validation split",
     "test": "measure the run's best weights on the test split and write test_metrics.json",
     "predict": "label the rows of data.predict with the run's best weights",
+    "check": "look for all that would go wrong, without training: config, packages, devices, rows, model, disk",
     "prepare": "read, check and tokenize the data, cache it, and say what is in it; no weights are loaded",
     "schema": "print the JSON schema of a config, for editors that complete and check YAML",
 }

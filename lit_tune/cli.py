@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from lit_tune.config.parse import as_plain, parse_settings
 from lit_tune.config.sections import LINKS, SECTIONS, TRAINER_DEFAULTS, RunSettings, section_names, tasks
 from lit_tune.config.sources import Setting, parse_options, read_config, settings_of
 from lit_tune.datamodule import TokenizedDataModule
-from lit_tune.errors import ConfigError, LitTuneError
+from lit_tune.errors import ConfigError, LitTuneError, raise_problems
 from lit_tune.imports import allow_import, allowed_imports, import_class, refused_imports
 from lit_tune.module import FineTuneModule
 from lit_tune.optim.optimizers import CLASSES, OptimizerSettings
@@ -55,6 +55,7 @@ class LitTuneCLI(LightningCLI):
         settings: What the config files and the command line say, in order.
         verb: The verb the config is checked for.
         problems: What could not be read; reported with the rest.
+        lenient: Keep the problems, for somebody who looks for more of them.
 
     Raises:
         LitTuneError: All problems of the config together.
@@ -62,8 +63,14 @@ class LitTuneCLI(LightningCLI):
 
     _shared_parser: ClassVar[LightningArgumentParser | None] = None
 
-    def __init__(self, settings: list[Setting], verb: str = "fit", problems: Sequence[LitTuneError] = ()) -> None:
-        self.settings, self.verb, self.problems = settings, verb, list(problems)
+    def __init__(
+        self,
+        settings: list[Setting],
+        verb: str = "fit",
+        problems: Sequence[LitTuneError] = (),
+        lenient: bool = False,
+    ) -> None:
+        self.settings, self.verb, self.problems, self.lenient = settings, verb, list(problems), lenient
         set_parsing_settings(
             import_path_denylist=["*", *refused_imports()],
             import_path_allowlist=allowed_imports(),
@@ -83,6 +90,11 @@ class LitTuneCLI(LightningCLI):
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )
+
+    @property
+    def situation(self) -> Situation:
+        """What the rules look at."""
+        return Situation(as_plain(self.config), self.verb, *_hardware())
 
     @property
     def run_dir(self) -> RunDir:
@@ -112,6 +124,19 @@ class LitTuneCLI(LightningCLI):
         supervise(self.trainer)
         self.model, self.datamodule = made.model, made.data
         return Built(self.trainer, self.model, self.datamodule)
+
+    def parts(self, without: Collection[str]) -> tuple[FineTuneModule, TokenizedDataModule]:
+        """Module and datamodule of a config that is wrong elsewhere.
+
+        Args:
+            without: Sections of the module that are put back to their defaults, because they are wrong.
+        """
+        config = self.config.clone()
+        for section in {"optimizer", "lr_schedule"} & set(without):
+            config[f"model.{section}"] = {}
+        config.trainer.callbacks = config.trainer.logger = config.trainer.plugins = None
+        made = self.parser.instantiate(config)
+        return made.model, made.data
 
     def to_yaml(self) -> str:
         """The resolved config, which gives the same run again: every key, none that follows another one."""
@@ -157,7 +182,10 @@ class LitTuneCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse ``self.settings``; ``args`` and ``sys.argv`` are not looked at."""
-        self.config = parse_settings(parser, self.settings, self.problems, partial(_rules, verb=self.verb))
+        rules = partial(_rules, verb=self.verb)
+        self.config, self.problems = parse_settings(parser, self.settings, self.problems, rules)
+        if not self.lenient:
+            raise_problems(self.problems)
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: Lightning's lets a checkpoint overrule the config and import the module it names."""
@@ -169,18 +197,19 @@ class LitTuneCLI(LightningCLI):
         """Not while parsing; see :meth:`build`."""
 
 
-def parse(options: list[str], verb: str = "fit") -> LitTuneCLI:
+def parse(options: list[str], verb: str = "fit", lenient: bool = False) -> LitTuneCLI:
     """A verb's command line, parsed and checked; nothing is built yet.
 
     Args:
         options: ``--config a.yaml``, ``--key value`` ...
         verb: The verb.
+        lenient: Keep the problems in ``problems`` instead of raising them.
 
     Raises:
         LitTuneError: All problems together.
     """
     settings, problems = parse_options(options, section_names())
-    return LitTuneCLI(settings, verb, problems)
+    return LitTuneCLI(settings, verb, problems, lenient)
 
 
 def parse_for_run(options: list[str], verb: str) -> LitTuneCLI:
@@ -232,8 +261,7 @@ def build(
 
 def _rules(config: dict[str, Any], verb: str) -> list[LitTuneError]:
     """Contradictions, and what task, optimizer and schedule say of their own arguments before anything is loaded."""
-    accelerators, count = _hardware()
-    problems = contradictions(Situation(config, verb, accelerators, count))
+    problems = contradictions(Situation(config, verb, *_hardware()))
     optimizer, schedule, task = config["optimizer"], config["lr_schedule"], config["task"]
     checks: list[Callable[[], Any]] = [
         lambda: OptimizerSettings(**optimizer),

@@ -57,6 +57,8 @@ class TokenizedDataModule(L.LightningDataModule):
         padding: Pad to the longest row of each batch, or always to ``max_length``.
         pad_to_multiple_of: Round the padded length up to a multiple, e.g. 8 for tensor cores.
         cache_dir: Where tokenized data is kept; default: ``$LIT_TUNE_CACHE`` or ``~/.cache/lit_tune``.
+        accept: What is meant so in these rows and no error: ``single_class`` (one label in all of train), ``leakage``
+            (more than half of the texts of val or test stand in train), ``empty_texts`` (more than 5 % are empty).
         model_name_or_path: Set by ``model.model_name_or_path``.
         model_revision: Set by ``model.revision``.
         new_head: Set by ``model.new_head``.
@@ -99,6 +101,7 @@ class TokenizedDataModule(L.LightningDataModule):
         padding: Literal["longest", "max_length"] = "longest",
         pad_to_multiple_of: int | None = None,
         cache_dir: str | None = None,
+        accept: list[Literal["single_class", "leakage", "empty_texts"]] = [],  # noqa: B006
         model_name_or_path: str | None = None,
         model_revision: str | None = None,
         new_head: bool = False,
@@ -110,7 +113,7 @@ class TokenizedDataModule(L.LightningDataModule):
         super().__init__()
         if model_name_or_path is None:
             raise ConfigError("is missing", where="model.model_name_or_path", fix="a Hub id or a folder")
-        self.task, self.dataset, self.streaming = task, dataset, streaming
+        self.task, self.dataset, self.streaming, self.accept = task, dataset, streaming, list(accept)
         self.train_batch_size, self.eval_batch_size = train_batch_size, eval_batch_size
         self.auto_batch, self.default_seed = auto_batch, default_seed
         self.seed = default_seed if seed is None else seed

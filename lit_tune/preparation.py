@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -76,33 +77,39 @@ class Preparation:
 
     # ---- fit ---------------------------------------------------------------------------------------------------------
 
-    def prepare_fit(self, raw: dict[str, Split] | None = None) -> None:
-        """Train and val; a second call does nothing, a second start takes them from the cache.
-
-        Args:
-            raw: From :meth:`load_raw`, where it was called before.
-        """
+    def prepare_fit(self) -> None:
+        """Train and val; a second call does nothing, a second start takes them from the cache."""
         if "train" in self.encoded:
             return
-        raw = raw or self.load_raw()
-        if not self.restore_fit(raw):
+        problems: list[LitTuneError] = []
+        raw = self.load_raw(("train", "val"), problems)
+        if problems:
+            self.look_at(raw, problems)
+        elif not self.restore_fit(raw):
             assert self.fingerprint is not None
-            self.encode(self.look_at(raw), self.fingerprint)
+            self.encode(self.look_at(raw, problems), self.fingerprint)
 
-    def load_raw(self) -> dict[str, Split]:
-        """The rows of train, and of val where it exists by itself.
+    def read(self, names: Sequence[str]) -> dict[str, Split]:
+        """The rows of these splits, looked at; nothing is tokenized.
 
         Raises:
-            LitTuneError: All that cannot be read.
+            LitTuneError: All that cannot be read or used, of all splits together.
         """
         problems: list[LitTuneError] = []
+        return self.look_at(self.load_raw(names, problems), problems)
+
+    def load_raw(self, names: Sequence[str], problems: list[LitTuneError]) -> dict[str, Split]:
+        """The splits that exist by themselves.
+
+        Args:
+            names: Of splits; without train there is a problem.
+            problems: Receives what cannot be read.
+        """
         raw: dict[str, Split] = {}
-        with collected(problems):
-            raw["train"] = self.load_train()
-        with collected(problems):
-            val = self.raw.load("val")
-            raw |= {"val": val} if val else {}
-        raise_problems(problems)
+        for name in names:
+            with collected(problems):
+                found = self.raw.load_train() if name == "train" else self.raw.load(name)
+                raw |= {name: found} if found else {}
         self.cuts_val = "val" not in raw and self.val_fraction > 0
         return raw
 
@@ -112,11 +119,12 @@ class Preparation:
         self.fingerprint = self.key(*content, self.val_fraction, self.limits, self.new_head)
         return self.restore(self.fingerprint)
 
-    def look_at(self, raw: dict[str, Split]) -> dict[str, Split]:
+    def look_at(self, raw: dict[str, Split], problems: list[LitTuneError]) -> dict[str, Split]:
         """Look at every row, find the labels, hold val out, apply the limits; nothing is tokenized.
 
         Args:
-            raw: Whole splits, train among them.
+            raw: Whole splits.
+            problems: What is known to be wrong already; raised with the rest.
 
         Returns:
             The rows that are used.
@@ -124,13 +132,13 @@ class Preparation:
         Raises:
             LitTuneError: All that cannot be used, of all splits together.
         """
-        train, config = raw["train"], None
-        problems: list[LitTuneError] = []
+        config = None
         self.spec = None
         with collected(problems):
             config = self.reader.config
         with collected(problems):
-            self.spec = self.task.inspect(train, config, self.new_head or config is None)
+            if "train" in raw:
+                self.spec = self.task.inspect(raw["train"], config, self.new_head or config is None)
         for split in raw.values():
             with collected(problems):
                 # where the labels cannot be told the texts still can
@@ -147,7 +155,7 @@ class Preparation:
         """Train stays a stream; val and the probe are small and are encoded like any split."""
         if self.stream is not None:
             return
-        train, kept = self.look_at_stream()
+        train, _, kept = self.look_at_stream()
         # the fingerprint of a stream is that of its beginning: the probe's own content decides what is cached of it
         content = {name: content_fingerprint(split.rows) for name, split in kept.items()}  # type: ignore[arg-type]
         self.fingerprint = self.key(train.fingerprint, content)
@@ -155,16 +163,16 @@ class Preparation:
             self.encode(kept, self.fingerprint)
         self.stream = train
 
-    def look_at_stream(self) -> tuple[Split, dict[str, Split]]:
+    def look_at_stream(self) -> tuple[Split, Split, dict[str, Split]]:
         """Open the stream, and look at its first block and at every row of val.
 
         Returns:
-            The stream, and the rows that are evaluated: val, and a probe drawn from the block.
+            The stream, its first block, and the rows that are evaluated: val, and a probe drawn from the block.
 
         Raises:
             LitTuneError: All that cannot be used.
         """
-        train, val = self.load_train(streaming=True), self.raw.load("val")
+        train, val = self.raw.load_train(streaming=True), self.raw.load("val")
         self.spec = spec = self.task.inspect(train, self.reader.config, self.new_head)
         block = train.take(FIRST_BLOCK)
         used = {"train": block} | ({"val": self.limited(val)} if val else {})
@@ -179,7 +187,11 @@ class Preparation:
         self.examination = replace(found, is_sorted=classes is not None and is_sorted(classes))
         self.spec = self.with_baseline(spec, block)
         probe = block.select(splits.subset(len(block), max(1, self.stream_probe), self.seed)).renamed("probe")
-        return train, ({"probe": probe} if self.stream_probe else {}) | {k: s for k, s in used.items() if k == "val"}
+        return (
+            train,
+            block,
+            ({"probe": probe} if self.stream_probe else {}) | {k: s for k, s in used.items() if k == "val"},
+        )
 
     def with_baseline(self, spec: Spec, block: Split) -> Spec:
         """The baseline of a stream is that of its first rows; none where they are all alike, or class after class."""
@@ -187,19 +199,6 @@ class Preparation:
         tells = found.get("accuracy") != 1.0 and 0.0 not in (found.get("loss"), found.get("mse"))
         is_fair = tells and not self.examination.is_sorted
         return replace(spec, baseline=found) if is_fair and self.stream_probe else spec
-
-    def load_train(self, streaming: bool = False) -> Split:
-        """The train split.
-
-        Raises:
-            ConfigError: There is none.
-        """
-        train = self.raw.load("train", streaming)
-        if train is None:
-            raise ConfigError(
-                "there is nothing to train on", where="data.train", fix="data.train: a file, or data.dataset"
-            )
-        return train
 
     def held_out(self, raw: dict[str, Split]) -> dict[str, Split]:
         """Cut val from train where it is missing, then apply the limits."""

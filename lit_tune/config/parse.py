@@ -43,7 +43,7 @@ Rules = Callable[[dict[str, Any]], list[LitTuneError]]
 
 def parse_settings(
     parser: LightningArgumentParser, settings: list[Setting], problems: list[LitTuneError], rules: Rules
-) -> Namespace:
+) -> tuple[Namespace, list[LitTuneError]]:
     """Parse and check.
 
     Args:
@@ -52,8 +52,11 @@ def parse_settings(
         problems: What could not even be read; reported together with the rest.
         rules: Contradictions of a parsed config, given as nested plain dicts.
 
+    Returns:
+        The config, and all problems of it; settings that cannot be read are left out.
+
     Raises:
-        LitTuneError: One problem, or all of them as a ``ProblemList``.
+        LitTuneError: So much is wrong that there is no config.
     """
     settings, secret = without_secrets(settings)
     problems = [*secret, *problems]
@@ -77,8 +80,7 @@ def parse_settings(
     assert config is not None
     _derive(config, known)
     problems += _after_parsing(config, settings, keys, rules, problems)
-    raise_problems(problems)
-    return config
+    return config, problems
 
 
 def as_plain(value: Any) -> Any:

@@ -7,7 +7,7 @@ from functools import partial
 from lit_tune.data.sources import load_files, load_hub
 from lit_tune.data.split import Split
 from lit_tune.data.stream_faults import explain_stream_fault
-from lit_tune.errors import DataError, LitTuneError
+from lit_tune.errors import ConfigError, DataError, LitTuneError
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,19 @@ class RawData:
         if in_hub is None and split == "train":
             raise DataError("has no train split", where=self.dataset, fix="data.train_split: the split to train on")
         return in_hub
+
+    def load_train(self, streaming: bool = False) -> Split:
+        """The train split.
+
+        Raises:
+            ConfigError: There is none.
+        """
+        train = self.load("train", streaming)
+        if train is None:
+            raise ConfigError(
+                "there is nothing to train on", where="data.train", fix="data.train: a file, or data.dataset"
+            )
+        return train
 
     def explainer(self, stream: Split) -> Callable[[Exception], LitTuneError]:
         """What names the place where a stream of files breaks off."""

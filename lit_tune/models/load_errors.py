@@ -104,25 +104,32 @@ def explain_folder(folder: Path, text: str, key: str = KEY) -> ModelError:
     """Why a local folder does not load."""
     if not folder.is_dir():
         return ModelError(f"{folder} is a file", where=key, fix=f"{key}: {folder.parent}, the folder around it")
-    files = sorted(p.name for p in folder.iterdir())
-    if "config.json" not in files:
+    if not (folder / "config.json").is_file():
         return ModelError(f"{folder} has no config.json", where=key, fix="a folder written by save_pretrained")
+    problem = check_folder(folder, key)
+    # a tokenizer or a config alone may be what was asked for
+    if problem is not None and ("has no weights" not in problem.what or "safetensors" in text):
+        return problem
+    return ModelError(f"{folder}: {first_line(text)}", where=key, fix="a folder that transformers loads")
+
+
+def check_folder(folder: Path, key: str = KEY) -> ModelError | None:
+    """What is wrong with the weights in a folder, from their names, sizes and headers; None where they can be read."""
+    files = sorted(p.name for p in folder.iterdir())
     broken = [p.name for p in folder.glob("*.safetensors") if not reads(p)]
     if broken:
         return ModelError(f"{folder / broken[0]} is damaged or cut short", where=key, fix="copy or download it again")
     if missing := missing_shards(folder):
         return ModelError(f"{folder / missing[0]} is missing", where=key, fix="copy or download all shards")
-    if any(f.endswith((".bin", ".pt", ".ckpt")) for f in files) and not any(f.endswith(".safetensors") for f in files):
+    if any(f.endswith(".safetensors") for f in files):
+        return None
+    if any(f.endswith((".bin", ".pt", ".ckpt")) for f in files):
         return ModelError(
             f"{folder} holds pickled weights only, which can run code when read",
             where=key,
             fix="load it once with transformers and save_pretrained(), which writes model.safetensors",
         )
-    if "safetensors" in text and not any(f.endswith(".safetensors") for f in files):
-        return ModelError(
-            f"{folder} has no weights", where=key, fix="add model.safetensors, or model.from_scratch: true"
-        )
-    return ModelError(f"{folder}: {first_line(text)}", where=key, fix="a folder that transformers loads")
+    return ModelError(f"{folder} has no weights", where=key, fix="add model.safetensors, or model.from_scratch: true")
 
 
 def missing_shards(folder: Path) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from lit_tune.errors import ConfigError
+from lit_tune.errors import ConfigError, ModelError
 from lit_tune.models.load import load_config, load_tokenizer, max_positions, set_pad_token
 
 log = logging.getLogger("lit_tune")
@@ -45,7 +45,7 @@ class TextReader:
         """The tokenizer, with a pad token.
 
         Raises:
-            ConfigError: It has tokens that the model does not embed.
+            ModelError: It has tokens that the model does not embed.
         """
         if self.tokenizer_name:
             tokenizer = load_tokenizer(self.tokenizer_name, key="data.tokenizer")
@@ -55,7 +55,7 @@ class TextReader:
             log.info(said)
         embedded = getattr(self.config, "vocab_size", None)
         if isinstance(embedded, int) and len(tokenizer) > embedded:
-            raise ConfigError(
+            raise ModelError(
                 f"the tokenizer has {len(tokenizer):,} tokens, the model embeds {embedded:,}",
                 where="data.tokenizer",
                 fix="the tokenizer the model was trained with",
@@ -67,13 +67,14 @@ class TextReader:
         """Tokens at which a text is cut.
 
         Raises:
-            ConfigError: More than the model has positions, or so few that only special tokens fit.
+            ModelError: More than the model has positions.
+            ConfigError: So few that only special tokens fit.
         """
         limit = max_positions(self.config, self.tokenizer)
         if self.max_length_given is None:
             return min(DEFAULT_MAX_LENGTH, limit or DEFAULT_MAX_LENGTH)
         if limit is not None and self.max_length_given > limit:
-            raise ConfigError(
+            raise ModelError(
                 f"{self.max_length_given} is more than the {limit} tokens this model can read",
                 where="data.max_length",
                 fix=f"data.max_length: {limit}",

@@ -36,6 +36,21 @@ class Situation:
         return self.verb in ("fit", "prepare")
 
     @property
+    def num_ranks(self) -> int:
+        """Processes that work together."""
+        devices = self["trainer.devices"]
+        text = "auto" if devices is None else str(devices)
+        if isinstance(devices, list | tuple):
+            count = len(devices)
+        elif text == "auto" or text == "-1":
+            count = self.num_devices if self.device == "cuda" else 1
+        elif "," in text:  # "0,2": numbers of devices
+            count = len([part for part in text.split(",") if part.strip()])
+        else:
+            count = int(text) if text.isdigit() else 1
+        return max(1, count) * (self["trainer.num_nodes"] or 1)
+
+    @property
     def surely_without_val(self) -> bool:
         """No val file, no share of train, and no data set that may have a val split."""
         return self["data.val"] is None and self["data.dataset"] is None and self["data.val_fraction"] == 0

@@ -92,8 +92,8 @@ def test_the_default_length_is_what_the_model_takes_but_at_most_512(tiny_model_d
     assert TextReader(str(folder), config_overrides={"max_position_embeddings": 100}).max_length == 100
 
 
-def test_more_tokens_than_positions_is_a_config_error_that_names_the_limit(tiny_model_dir):
-    with pytest.raises(ConfigError, match="65 is more than the 64 tokens this model can read") as caught:
+def test_more_tokens_than_positions_is_an_error_that_names_the_limit(tiny_model_dir):
+    with pytest.raises(ModelError, match="65 is more than the 64 tokens this model can read") as caught:
         _ = TextReader(str(tiny_model_dir), max_length_given=65).max_length
     assert (caught.value.where, caught.value.fix) == ("data.max_length", "data.max_length: 64")
 
@@ -102,7 +102,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model_embeds_is_refused(tiny_mode
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
     tokenizer.add_tokens(["summit"])
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match="the tokenizer has 25 tokens, the model embeds 24") as caught:
+    with pytest.raises(ModelError, match="the tokenizer has 25 tokens, the model embeds 24") as caught:
         _ = TextReader(str(tiny_model_dir), tokenizer_name=str(tmp_path)).tokenizer
     assert caught.value.where == "data.tokenizer"
     with pytest.raises(ModelError, match="there is no folder") as missing:

@@ -1,0 +1,214 @@
+"""Everything that can be known before training, found out at once: one problem does not hide another.
+
+``lit-tune check`` looks at all rows, tokenizes a sample and tries a few steps. ``lit-tune fit`` does what costs little,
+and tokenizes as it has to.
+"""
+
+import logging
+from collections.abc import Collection
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from lit_tune.callbacks.monitor import resolve_monitor
+from lit_tune.data.split import Split
+from lit_tune.datamodule import TokenizedDataModule
+from lit_tune.errors import LitTuneError, collected, raise_problems
+from lit_tune.foreign_errors import in_our_words
+from lit_tune.models.weight_files import WeightFiles, find_weights, verify
+from lit_tune.module import FineTuneModule
+from lit_tune.preflight.advice_rules import advice
+from lit_tune.preflight.data_rules import Facts, data_findings
+from lit_tune.preflight.devices import device_findings, this_machine
+from lit_tune.preflight.findings import errors
+from lit_tune.preflight.model_rules import check_shapes, hashes_of_run, rehearse, skeleton_of, tokenizer_findings
+from lit_tune.preflight.report import Report
+from lit_tune.preflight.samples import Sample, sample, trial_batches
+from lit_tune.preflight.situation import Situation
+from lit_tune.preflight.step_rules import plan_of, step_findings
+from lit_tune.preflight.storage import probe, room
+from lit_tune.preflight.trial import USUAL_BATCHES, TrialData, memory_findings, try_out
+from lit_tune.preflight.versions import missing_packages, version_findings
+
+log = logging.getLogger("lit_tune")
+READ_FOR_MODEL = ("model.", "data.tokenizer", "data.max_length")
+READ_FOR_DATA = (
+    *("task", "data.train", "data.val", "data.test", "data.dataset", "data.name", "data.revision", "data.field"),
+    *("data.delimiter", "data.encoding", "data.streaming", "data.limit_"),
+)
+"""Beginnings of keys without which there is nothing to look at."""
+NUM_CHECKPOINTS = 3
+"""Best, last, and the new one before an old one goes."""
+
+
+class Preflight:
+    """What is examined, and what was found out.
+
+    Args:
+        situation: The config and the machine.
+        module: Built, no weights loaded.
+        datamodule: Built, nothing read.
+        run_dir: Folder of the run.
+    """
+
+    def __init__(
+        self, situation: Situation, module: FineTuneModule, datamodule: TokenizedDataModule, run_dir: Path
+    ) -> None:
+        self.situation, self.module, self.datamodule, self.run_dir = situation, module, datamodule, run_dir
+        self.report = Report()
+        self.weights: WeightFiles | None = None
+
+    def before_fit(self) -> Report:
+        """The first phase of fit: data is read, checked and tokenized. No random number is drawn."""
+        self.surroundings()
+        problems: list[LitTuneError] = []
+        has_model = self.model(problems)
+        data, preparation = self.datamodule, self.datamodule.preparation
+        with collected(problems):
+            if has_model:
+                data.prepare("fit")
+            elif not data.streaming:
+                preparation.read(("train", "val"))
+        self.report.findings += errors(problems)
+        if not problems:
+            self.report.rows = {name: len(rows) for name, rows in preparation.encoded.items()}
+            self.report.tokens = preparation.counts
+            self.together()
+        return self.report
+
+    def check(self, reported: Collection[str] = ()) -> Report:
+        """Look at everything; the module is not to be used for training afterwards.
+
+        Args:
+            reported: Keys that are known to be wrong: what depends on them is left out.
+        """
+        self.surroundings()
+        problems: list[LitTuneError] = []
+        has_model = not touches(reported, READ_FOR_MODEL) and self.model(problems)
+        used: dict[str, Split] = {}
+        if not touches(reported, READ_FOR_DATA):
+            with collected(problems):
+                used = self.rows(has_model)
+        self.report.findings += errors(problems)
+        if problems or not (has_model and used):
+            return self.report
+        drawn = {name: sample(self.datamodule, split) for name, split in used.items()}
+        streamed = {"train"} if self.datamodule.streaming else set()
+        self.report.rows = {name: len(split) for name, split in used.items() if name not in streamed}
+        self.report.tokens, self.report.is_sample = {name: found.counts for name, found in drawn.items()}, True
+        self.together()
+        if not self.report.errors and not reported:
+            self.trial(used["train"], drawn["train"])
+        return self.report
+
+    def surroundings(self) -> None:
+        """Packages, devices, folders: independent of model and data."""
+        s, found = self.situation, self.report.findings
+        found += version_findings() + missing_packages(s) + device_findings(s, this_machine()) + advice(s)
+        found += probe(self.run_dir, "run_dir", "a folder you can write to")
+        cache = self.datamodule.preparation.cache_dir
+        found += probe(cache, "data.cache_dir", "a folder you can write to, or set LIT_TUNE_CACHE")
+
+    def model(self, problems: list[LitTuneError]) -> bool:
+        """Config, tokenizer and the files with the weights; whether all could be read."""
+        module, reader, before = self.module, self.datamodule.reader, len(problems)
+        with collected(problems):
+            self.report.findings += tokenizer_findings(module.task, reader.tokenizer)
+            self.report.max_length = reader.max_length
+        if not module.from_scratch:
+            with collected(problems):
+                self.weights = find_weights(module.model_name, module.revision)
+                verify(self.weights, hashes_of_run(Path(module.model_name)))
+        return len(problems) == before
+
+    def rows(self, has_model: bool) -> dict[str, Split]:
+        """The rows of all splits, looked at; of a stream the first ones.
+
+        Raises:
+            LitTuneError: All problems together.
+        """
+        if not self.datamodule.streaming:
+            used = self.datamodule.preparation.read(("train", "val", "test"))
+            return {name: used[name] for name in ("train", "val", "test") if name in used}
+        if not has_model:
+            return {}
+        _, block, kept = self.datamodule.preparation.look_at_stream()
+        return {"train": block} | {name: split for name, split in kept.items() if name != "probe"}
+
+    def together(self) -> None:
+        """What needs rows and model: labels, lengths, metrics, steps, shapes, room on the disk."""
+        s, module, data, report = self.situation, self.module, self.datamodule, self.report
+        spec, examination = data.spec, data.preparation.examination
+        assert spec is not None
+        module.spec = report.spec = spec
+        facts = Facts(spec, examination, report.tokens, data.max_length, tuple(data.accept))
+        report.plan = plan_of(s, None if data.streaming else report.rows["train"])
+        report.findings += data_findings(facts) + step_findings(s, report.plan)
+        problems: list[LitTuneError] = []
+        for key in ("checkpoint.monitor", "early_stopping.monitor"):
+            if s[key] is not None:
+                with collected(problems):
+                    resolve_monitor(self, s[key], key)  # type: ignore[arg-type]  # it asks for the datamodule alone
+        with collected(problems):
+            skeleton = skeleton_of(module, spec)
+            if skeleton is not None:
+                self.skeleton(skeleton, problems)
+        report.findings += errors(problems)
+
+    def skeleton(self, skeleton: PreTrainedModel, problems: list[LitTuneError]) -> None:
+        """The model without numbers: shapes, groups, schedule, and how large checkpoints will be."""
+        report, plan = self.report, self.report.plan
+        report.architecture = type(skeleton).__name__
+        report.size = size = rehearse(self.module, skeleton, plan.steps if plan else None, problems)
+        if self.weights is not None:
+            with collected(problems):
+                check_shapes(self.module, skeleton, self.weights)
+        needed = NUM_CHECKPOINTS * size.checkpoint_bytes + size.export_bytes
+        report.findings += room(self.run_dir, "run_dir", needed, f"{NUM_CHECKPOINTS} checkpoints and best/")
+
+    def trial(self, train: Split, drawn: Sample) -> None:
+        """A few steps."""
+        data, s = self.datamodule, self.situation
+        assert data.spec is not None
+        batches = trial_batches(data, train, drawn, USUAL_BATCHES)
+        given = TrialData(batches, data.spec, data.tokenizer, data.default_seed)
+        names = ("accelerator", "precision", "gradient_clip_val", "gradient_clip_algorithm")
+        try:
+            self.report.trial = try_out(self.module, given, {n: s[f"trainer.{n}"] for n in names})
+        except Exception as error:
+            known = error if isinstance(error, LitTuneError) else in_our_words(error)
+            if known is None:
+                raise
+            self.report.findings += errors(getattr(known, "problems", [known]))
+        else:
+            self.report.findings += memory_findings(self.report.trial)
+
+
+def touches(reported: Collection[str], keys: Collection[str]) -> bool:
+    """Whether one of the reported keys is among those that are read.
+
+    >>> touches({"optimizer.lr"}, READ_FOR_DATA), touches({"data.val_split", "x"}, READ_FOR_DATA)
+    (False, True)
+    """
+    return any(key.startswith(tuple(keys)) for key in reported)
+
+
+def check_before_fit(
+    situation: Situation, module: FineTuneModule, datamodule: TokenizedDataModule, run_dir: Path
+) -> Report:
+    """The first phase of fit: everything that costs little; data is read, checked and tokenized, warnings are logged.
+
+    Args:
+        situation: ``cli.situation``.
+        module: Built, no weights loaded; its random numbers are not drawn from.
+        datamodule: Built; prepared afterwards.
+        run_dir: Folder of the run.
+
+    Raises:
+        LitTuneError: All errors together.
+    """
+    report = Preflight(situation, module, datamodule, run_dir).before_fit()
+    for finding in report.warnings:
+        log.warning("%s", finding.problem)
+    raise_problems([finding.problem for finding in report.errors])
+    return report

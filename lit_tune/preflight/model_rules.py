@@ -1,0 +1,170 @@
+"""The model before its weights are loaded: files, tokenizer, and a rehearsal on a skeleton without numbers.
+
+The skeleton is the model on torch's ``meta`` device: every module and shape, no memory, no randomness drawn.
+"""
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lit_tune.checkpointing.free_space import STATES_PER_PARAMETER
+from lit_tune.errors import ConfigError, LitTuneError, ModelError, collected
+from lit_tune.models.freezing import freeze
+from lit_tune.models.layers import head_parameter_names
+from lit_tune.models.load import recompute_activations, refuse_other_shapes
+from lit_tune.models.weight_files import WeightFiles
+from lit_tune.module import FineTuneModule
+from lit_tune.optim.optimizers import build_optimizer
+from lit_tune.optim.schedules import build_schedule
+from lit_tune.preflight.findings import Finding, warning
+from lit_tune.run_dir import EXPORT_HASHES
+from lit_tune.tasks.base import Spec, Task
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a model is.
+
+    Args:
+        parameters: Numbers in it.
+        trained: Numbers that are trained.
+        states: Numbers the optimizer keeps for each trained one; Adam two.
+    """
+
+    parameters: int
+    trained: int
+    states: int = 2
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Size of a checkpoint, in float32; what is frozen is not written again."""
+        return 4 * self.trained * (1 + self.states) + (1 << 20)
+
+    @property
+    def export_bytes(self) -> int:
+        """Size of ``best/``."""
+        return 4 * self.parameters
+
+
+def hashes_of_run(folder: Path) -> dict[str, str]:
+    """Hashes of a folder that is a run's ``best/``, from the run's manifest."""
+    try:
+        manifest = json.loads((folder.parent / "manifest.json").read_text("utf-8"))
+        return {name: found[1] for name, found in manifest[EXPORT_HASHES].items()} if folder.name == "best" else {}
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
+        return {}
+
+
+def tokenizer_findings(task: Task, tokenizer: PreTrainedTokenizerBase) -> list[Finding]:
+    """A tokenizer without what the task reads, or one that is slow."""
+    if tokenizer.is_fast:
+        return []
+    kind = type(tokenizer).__name__
+    if task.needs_offsets:
+        what = f"{kind} is written in Python and does not know where its tokens stand in the text"
+        fix = "a model with a fast tokenizer (tokenizer.json)"
+        return [Finding("error", ModelError(what, where="data.tokenizer", fix=fix))]
+    return [
+        warning(
+            f"{kind} is written in Python: tokenizing takes 10 to 100 times as long",
+            where="data.tokenizer",
+            fix="a model with tokenizer.json; data.num_workers tokenizes in several processes",
+        )
+    ]
+
+
+def skeleton_of(module: FineTuneModule, spec: Spec) -> PreTrainedModel | None:
+    """The model without numbers; None where its architecture cannot be made so.
+
+    Raises:
+        ModelError: An attention kernel that the architecture lacks.
+    """
+    config = module.build_config(spec)
+    attention = module.attn_implementation
+    options = {"attn_implementation": attention} if attention else {}
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = module.task.auto_class.from_config(config, trust_remote_code=False, **options)
+    except Exception as error:
+        said = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        if attention and ("attention" in said.lower() or "attn" in said.lower()):
+            raise ModelError(
+                f"{type(config).__name__} cannot use {attention!r} here: {said}",
+                where="model.attn_implementation",
+                fix="sdpa or eager",
+            ) from error
+        return None
+    return model
+
+
+def rehearse(
+    module: FineTuneModule, skeleton: PreTrainedModel, total_steps: int | None, problems: list[LitTuneError]
+) -> Size:
+    """Freeze, group, build optimizer and schedule on the skeleton, as a run does on the model.
+
+    Args:
+        module: The settings.
+        skeleton: Changed by it.
+        total_steps: Steps of the run.
+        problems: Receives what a run would raise.
+    """
+    if module.gradient_checkpointing:
+        with collected(problems):
+            recompute_activations(skeleton)
+    if module.freeze_patterns:
+        with collected(problems):
+            freeze(skeleton, module.freeze_patterns)
+    states = 2
+    settings = copy(module.optimizer_settings)
+    settings.fused = None  # kernels depend on the device, and this is none
+    if settings.name.lower() != "adamw_8bit":  # its class registers parameters when it is made
+        with collected(problems), _silent():
+            optimizer = build_optimizer(settings, skeleton, fused_allowed=False)
+            states = STATES_PER_PARAMETER.get(type(optimizer).__name__, states)
+            higher = module.task.metric_names(module.spec) if module.spec else {}
+            monitor = (module.schedule_settings.monitor or "").removeprefix("val/")
+            if monitor and monitor not in higher:
+                raise ConfigError(
+                    f"{module.schedule_settings.monitor!r} is never logged; there are: "
+                    f"{', '.join(f'val/{n}' for n in higher if '/' not in n)}",
+                    where="lr_schedule.monitor",
+                    fix="lr_schedule.monitor: val/loss",
+                )
+            mode: Literal["min", "max"] | None = None if not monitor else ("max" if higher[monitor] else "min")
+            build_schedule(module.schedule_settings, optimizer, total_steps, mode)
+    return Size(
+        sum(p.numel() for p in skeleton.parameters()),
+        sum(p.numel() for p in skeleton.parameters() if p.requires_grad),
+        states,
+    )
+
+
+def check_shapes(module: FineTuneModule, skeleton: PreTrainedModel, weights: WeightFiles) -> None:
+    """Compare the shapes in the files with those of the model.
+
+    Raises:
+        ModelError: Weights of another shape.
+    """
+    stored, head = weights.shapes(), head_parameter_names(skeleton)
+    wanted = {name: tuple(p.shape) for name, p in skeleton.named_parameters()}
+    mismatched = [(name, stored[name], shape) for name, shape in wanted.items() if stored.get(name, shape) != shape]
+    refuse_other_shapes(mismatched, head if module.new_head else set(), head, module.model_name)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """What a run says of its optimizer it will say itself."""
+    was = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(was)
