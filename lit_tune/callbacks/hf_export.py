@@ -1,6 +1,7 @@
 """best/: what the user came for. The best weights as a folder that ``from_pretrained`` loads, verified."""
 
 import logging
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from safetensors import SafetensorError
 
-from lit_tune.callbacks.checkpoints import BestCheckpoint
+from lit_tune.callbacks.checkpoints import BestCheckpoint, LastCheckpoint, step_of
 from lit_tune.callbacks.model_card import model_card
 from lit_tune.callbacks.overfit_detector import OverfitCallback
 from lit_tune.callbacks.run_record import RunRecord
@@ -59,15 +60,53 @@ class HFExport(Callback):
         """Put the best weights into the module; returns which they are.
 
         Raises:
-            StorageError: Their file is damaged.
+            NumericsError: No weights are the best.
+            StorageError: Their file is damaged, or could not be written.
         """
-        best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), None)
-        if best is None or not best.best_model_path:
+        path = trainer.strategy.broadcast(self.best_or_last(trainer))
+        if not path:
             return "last weights"
-        path = trainer.strategy.broadcast(best.best_model_path)
         checkpoint = trainer.strategy.load_checkpoint(path, weights_only=True)
         pl_module.load_state_dict(checkpoint["state_dict"])
         return Path(path).name
+
+    def best_or_last(self, trainer: Any) -> str:
+        """The checkpoint to export: the best, without validation the last; empty where none is to be kept.
+
+        Raises:
+            NumericsError: There were validations, and in none was the monitored metric a number.
+            StorageError: It should be there, and could not be written.
+        """
+        callbacks = trainer.checkpoint_callbacks
+        best = next((c for c in callbacks if isinstance(c, BestCheckpoint) and c.save_top_k != 0), None)
+        last = next((c for c in callbacks if isinstance(c, LastCheckpoint) and c.save_top_k != 0), None)
+        history = self.record.history
+        if best is not None and (best.best_model_path or history):
+            values = [h.get(str(best.monitor), math.nan) for h in history]
+            if not best.best_model_path and not any(map(math.isfinite, values)):
+                raise NumericsError(
+                    f"{best.monitor} was not a number in any of {len(values)} validations: no weights are the best",
+                    where="checkpoint.monitor",
+                    fix="checkpoint.monitor: val/loss, or rows in data.val on which the metric is defined",
+                )
+            return written(best.best_model_path, "the best weights")
+        if last is None:
+            return ""
+        is_there = last.best_model_path and step_of(Path(last.best_model_path)) == trainer.global_step
+        return written(last.best_model_path if is_there else "", f"step {trainer.global_step}, the last one,")
+
+
+def written(path: str, what: str) -> str:
+    """The path.
+
+    Raises:
+        StorageError: It is empty.
+    """
+    if not path:
+        raise StorageError(
+            f"{what} could not be saved", where="run_dir", fix="free some space; the same command goes on from there"
+        )
+    return path
 
 
 def export(pl_module: Any, trainer: Any, run_dir: RunDir, card: str, expected: torch.Tensor | None) -> None:

@@ -178,6 +178,12 @@ class RunRecord(Callback):
         """
         if trainer.global_step == 0:
             raise NumericsError("no optimizer step was taken", where="trainer", fix="more rows, epochs or max_steps")
+        if trainer.global_step == pl_module.num_skipped_steps:
+            raise NumericsError(
+                f"all {trainer.global_step} optimizer steps were left out, the weights are those the run began with",
+                where="optimizer.skip_nonfinite",
+                fix="see the warnings above: rows, optimizer.lr or trainer.precision",
+            )
         if not self.result and not trainer.fast_dev_run:
             self.gather(trainer, pl_module)  # resumed after its last step: Lightning calls no on_train_end
 

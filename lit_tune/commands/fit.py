@@ -7,7 +7,7 @@ from typing import Any
 from lit_tune.callbacks.run_record import RunRecord
 from lit_tune.cli import parse
 from lit_tune.console import configure_logging, is_rank_zero
-from lit_tune.errors import OutOfMemory
+from lit_tune.errors import OutOfMemory, StorageError
 from lit_tune.preflight.batch_sizes import BatchSizes, next_sizes, start_over, use_decided
 from lit_tune.preflight.start import checkpoint_path, goes_on, plan_start, start_of_rank_zero, tell_ranks
 from lit_tune.run_dir import RunDir
@@ -80,6 +80,10 @@ def attempt(
     except BaseException as error:
         record.fail(error)
         raise
+    if is_rank_zero() and not trainer.fast_dev_run and cli.run_dir.read().get("status") != "complete":
+        raise StorageError(
+            "fit ended without an export", where="trainer.callbacks", fix="remove those that end it early"
+        )
     if is_rank_zero() and record.result:
         print(summary(cli.run_dir, record))
     return None
