@@ -5,7 +5,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from lit_tune.errors import HardwareError, LitTuneError, OutOfMemory, is_out_of_memory
+from lit_tune.errors import HardwareError, LitTuneError, OutOfMemory, StorageError, is_out_of_memory
 from lit_tune.ranks import CONNECTION_LOST
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -22,6 +22,9 @@ FULL_SHARED_MEMORY = re.compile(
     r"unable to (?:allocate|write|open|mmap|resize).*(?:shared memory|shm|torch_)|Bus error"
 )
 
+MISFIT = re.compile(r"Error\(s\) in loading state_dict for|loaded state dict (?:has a different|contains a parameter)")
+"""What torch says of a checkpoint whose tensors are not those of the model, or of its optimizer."""
+
 
 def in_our_words(error: BaseException) -> LitTuneError | None:
     """What an error means for the person, where it is one of the known; None for a bug.
@@ -33,7 +36,7 @@ def in_our_words(error: BaseException) -> LitTuneError | None:
     while (cause := chain[-1].__cause__) is not None:
         chain.append(cause)
     for each in reversed(chain):  # the first one knows most: which signal has killed a worker
-        found = _out_of_memory(each) or _lost_worker(each) or _lost_rank(each)
+        found = _out_of_memory(each) or _lost_worker(each) or _misfit(each) or _lost_rank(each)
         if found is not None:
             return found
     return None
@@ -76,6 +79,18 @@ def _shared_memory() -> str:
     except OSError:
         return ""
     return f"; {SHARED_MEMORY} has {usage.total / 2**20:,.0f} MB, {usage.free / 2**20:,.0f} MB free"
+
+
+def _misfit(error: BaseException) -> LitTuneError | None:
+    if not isinstance(error, RuntimeError | ValueError) or not MISFIT.search(str(error)):
+        return None
+    lines = [" ".join(line.split()) for line in str(error).splitlines()[1:]] or [str(error)]
+    more = f"; and {len(lines) - 1} more" if len(lines) > 1 else ""
+    return StorageError(
+        f"the checkpoint is not of this model and optimizer: {lines[0][:160]}{more}",
+        where="resume",
+        fix="the config the checkpoint was trained with, or another run_dir and resume: auto",
+    )
 
 
 def _lost_rank(error: BaseException) -> LitTuneError | None:

@@ -5,6 +5,7 @@ inherit it, and it reaches over NFS. The text in the file only serves the messag
 """
 
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -31,6 +32,7 @@ class RunLock:
     def __init__(self, folder: Path) -> None:
         self.path = folder / LOCK_NAME
         self._file: IO[str] | None = None
+        self._pid = 0
 
     def check(self) -> None:
         """Refuse a directory that another live process works in.
@@ -51,6 +53,7 @@ class RunLock:
         if self._file is not None or fcntl is None:
             return
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             file = self.path.open("a+", encoding="utf-8")
         except OSError as e:
             raise StorageError(
@@ -59,11 +62,11 @@ class RunLock:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:
-            holder = self._holder(file)
+            is_taken, holder = e.errno in (errno.EACCES, errno.EAGAIN), self._holder(file)
             file.close()
-            raise StorageError(
-                f"{self.path.parent} is in use by {holder}", where="run_dir", fix="wait for it, or another run_dir"
-            ) from e
+            what = f"is in use by {holder}" if is_taken else f"cannot be locked: {e.strerror}"
+            fix = "wait for it, or another run_dir" if is_taken else "a run_dir on a file system with locks"
+            raise StorageError(f"{self.path.parent} {what}", where="run_dir", fix=fix) from e
         if not self._is_current(file):  # its holder deleted it between our opening and locking
             file.close()
             self.acquire()
@@ -72,11 +75,11 @@ class RunLock:
         file.truncate()
         json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}, file)
         file.flush()
-        self._file = file
+        self._file, self._pid = file, os.getpid()
 
     def release(self) -> None:
-        """Let others work in the directory."""
-        if self._file is not None:
+        """Let others work in the directory; a forked child has nothing to let go of."""
+        if self._file is not None and self._pid == os.getpid():
             with contextlib.suppress(OSError):  # the folder may be gone by now
                 self.path.unlink()
             self._file.close()

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers.logger import rank_zero_experiment
 
 from lit_tune.callbacks.jsonl_metrics import JsonlLogger
 from lit_tune.errors import ConfigError
@@ -47,25 +48,48 @@ def build_loggers(
         purge: dict[str, Any] = {} if resume_step is None else {"purge_step": resume_step + 1}
         loggers.append(TensorBoardLogger(run_dir, name="tensorboard", version="", default_hp_metric=False, **purge))
     if "csv" in names:
-        loggers.append(csv_logger(run_dir, resume_step))
+        loggers.append(CsvLog(run_dir, resume_step))
     if "wandb" in names:
         loggers.append(build_wandb(run_dir, project, entity, name, tags, notes, wandb_id))
     return loggers
 
 
-def csv_logger(run_dir: Path, resume_step: int | None) -> Logger:
-    """Lightning's csv logger, which deletes the file it finds: a run that goes on hands it the rows again."""
-    path = run_dir / "csv" / "metrics.csv"
-    rows: list[dict[str, str]] = []
-    if resume_step is not None and path.is_file():
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if row["step"] and int(row["step"]) <= resume_step]
-        path.unlink()
-    logger = CSVLogger(run_dir, name="csv", version="")
-    for row in rows:
-        values: dict[str, Any] = {k: float(v) for k, v in row.items() if v and k != "step"}
-        logger.log_metrics(values, int(row["step"]))
-    return logger
+class CsvLog(CSVLogger):
+    """Lightning's csv logger, which deletes the file it finds: the rows that still count are written again.
+
+    Args:
+        run_dir: The run directory.
+        resume_step: Optimizer step that the run goes on from; None: it begins.
+    """
+
+    def __init__(self, run_dir: Path, resume_step: int | None) -> None:
+        super().__init__(run_dir, name="csv", version="")
+        self.file = run_dir / "csv" / "metrics.csv"
+        self.resume_step = resume_step
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """Lightning's; opened when the run directory is ours, and not before."""
+        if self._experiment is None:
+            rows = rows_until(self.file, self.resume_step)
+            for leftover in (self.file, self.file.with_name("hparams.yaml")):
+                leftover.unlink(missing_ok=True)  # Lightning warns of what it finds
+            writer = CSVLogger.experiment.fget(self)  # type: ignore[attr-defined]
+            for step, values in rows:
+                writer.log_metrics(values, step)
+            writer.save()
+        return self._experiment
+
+
+def rows_until(path: Path, last_step: int | None) -> list[tuple[int, dict[str, float]]]:
+    """Step and values of the rows of a csv log up to a step; none without one."""
+    if last_step is None or not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        whole = [row for row in csv.DictReader(file) if None not in row.values()]  # the last one may be cut off
+    rows = [(int(row["step"]), {k: float(v) for k, v in row.items() if v and k != "step"}) for row in whole]
+    return [(step, values) for step, values in rows if step <= last_step]
 
 
 def build_wandb(

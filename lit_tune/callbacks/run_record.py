@@ -42,8 +42,10 @@ class RunRecord(Callback):
         """Scalars of the validation whose weights are exported."""
         self.result: dict[str, Any] = {}
         self.baseline: dict[str, float] = {}
-        self.claimed = self.failed = self.finished = False
+        self.claimed = self.goes_on = self.failed = self.finished = False
         self.seconds_before = self.started = 0.0
+        self._before: tuple[dict[str, Any], bytes] | None = None
+        """Manifest and config of a run that goes on, until it does."""
         self._handler: logging.Handler | None = None
 
     @rank_zero_only
@@ -55,9 +57,8 @@ class RunRecord(Callback):
         """
         if self.claimed:
             return
-        if not goes_on:
-            self.run_dir.claim(self.overwrite)
-        self.lock.acquire()
+        self.goes_on = goes_on
+        self._take(goes_on)
         sweep_temporaries(self.run_dir.path)
         self.claimed = True
         digest = hashlib.sha256(self.config_yaml.encode()).hexdigest()
@@ -69,26 +70,38 @@ class RunRecord(Callback):
         write_durably(self.run_dir.config, self.config_yaml.encode())
         self._handler = log_to_file(self.run_dir.log)
 
+    def _take(self, goes_on: bool) -> None:
+        """Lock first, then delete: another process may have begun here in the meantime."""
+        if not goes_on:
+            self.run_dir.check_free(self.overwrite)
+        self.lock.acquire()
+        try:
+            if not goes_on:
+                self.run_dir.claim(self.overwrite)
+            elif self.run_dir.config.is_file():
+                self._before = self.run_dir.read(), self.run_dir.config.read_bytes()
+        except BaseException:
+            self.lock.release()
+            raise
+
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Python users come here first; the command line has claimed already."""
         if not log.hasHandlers():  # a notebook or a script: it wants to see what happens too
             configure_logging()
         if stage != "fit" or trainer.fast_dev_run:
             return
-        path = trainer.ckpt_path
-        goes_on = path is not None and Path(path).resolve().is_relative_to(self.run_dir.path.resolve())
-        self.claim(goes_on)
-        self.record_data(trainer, goes_on)
+        self.claim()
+        self.record_data(trainer)
 
     @rank_zero_only
-    def record_data(self, trainer: Any, goes_on: bool) -> None:
+    def record_data(self, trainer: Any) -> None:
         """What is trained on, and by how many.
 
         Raises:
             StorageError: It is not what the run was started with.
         """
         data = trainer.datamodule
-        if goes_on and not self.may_change:
+        if self.goes_on and not self.may_change:
             before = self.run_dir.read()
             unchanged("the data", before.get("data", {}).get("fingerprint"), data.fingerprint)
             unchanged("the number of processes", before.get("world_size"), trainer.world_size)
@@ -130,6 +143,7 @@ class RunRecord(Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """From here on there is something to lose: the directory is not free any more."""
+        self._before = None
         if self.claimed and trainer.is_global_zero:
             self.run_dir.update({"trained": True})
 
@@ -208,10 +222,19 @@ class RunRecord(Callback):
             # Lightning's own answer to SIGTERM is a SystemExit
             status = "interrupted" if isinstance(exception, KeyboardInterrupt | SystemExit) else "failed"
             try:
-                self.run_dir.update({"status": status, "error": f"{type(exception).__name__}: {exception}"[:2000]})
-            except StorageError as e:  # the first error is the one to tell
+                self._undo()
+                if self.run_dir.read().get("status") != "complete":
+                    self.run_dir.update({"status": status, "error": f"{type(exception).__name__}: {exception}"[:2000]})
+            except (OSError, StorageError) as e:  # the first error is the one to tell
                 log.warning("the manifest could not be written: %s", e)
         self.close()
+
+    def _undo(self) -> None:
+        """A run that could not go on stays what it was: a complete one complete, with the config it had."""
+        if self._before is not None:
+            manifest, config = self._before
+            self.run_dir.write(manifest)
+            write_durably(self.run_dir.config, config)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Close run.log."""

@@ -3,6 +3,7 @@
 import logging
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import yaml
 
@@ -26,12 +27,14 @@ class Start:
         is_complete: Nothing is left to do.
         overwrite: What an earlier run left is deleted first.
         may_change: The data, the ranks and the config may differ from those of the run so far.
+        is_changed: The config differs from that of the checkpoint, or may.
     """
 
     checkpoint: Choice | None = None
     is_complete: bool = False
     overwrite: bool = False
     may_change: bool = False
+    is_changed: bool = False
 
 
 FROM_THE_BEGINNING = Start()
@@ -45,7 +48,8 @@ def plan_start(
     Args:
         run_dir: The directory.
         config_yaml: Text of the resolved config.
-        resume: ``auto``: go on with what is there; ``never``; or the path of a checkpoint.
+        resume: ``auto``: go on with what is there; ``never``; or the path of a checkpoint. One of another run is where
+            this run begins; once it has begun it goes on with its own.
         overwrite: Delete what is there.
         allow_changed: Go on although the config has changed.
 
@@ -57,9 +61,11 @@ def plan_start(
         run_dir.check_free(overwrite)
         return Start(overwrite=overwrite)
     manifest = run_dir.read()
+    if manifest.get("trained") and not is_inside(resume, run_dir):
+        resume = "auto"
     if not manifest.get("trained"):
         run_dir.check_free(overwrite=False)
-        return Start(verify(run_dir, resume) if resume != "auto" else None, may_change=True)
+        return Start(verify(run_dir, resume) if resume != "auto" else None, may_change=True, is_changed=True)
     found = config_changes(run_dir, config_yaml)
     accept(found, run_dir, allow_changed)
     is_longer = any(c.effect == Effect.LONGER for c in found)
@@ -70,7 +76,7 @@ def plan_start(
         log.warning("%s holds a run that died before its first checkpoint: it starts again", run_dir)
         return Start(overwrite=True)
     say(choice)
-    return Start(choice, may_change=allow_changed)
+    return Start(choice, may_change=allow_changed, is_changed=bool(found))
 
 
 def start_of_rank_zero(run_dir: RunDir) -> Start | None:
@@ -131,7 +137,12 @@ def say(choice: Choice) -> None:
 def goes_on(run_dir: RunDir, start: Start) -> bool:
     """Whether the run in this directory is continued; a checkpoint from elsewhere begins a new one."""
     choice = start.checkpoint
-    return choice is not None and choice.path.resolve().is_relative_to(run_dir.path.resolve())
+    return choice is not None and is_inside(choice.path, run_dir)
+
+
+def is_inside(path: str | Path, run_dir: RunDir) -> bool:
+    """Whether a file lies in a run directory."""
+    return Path(path).resolve().is_relative_to(run_dir.path.resolve())
 
 
 def checkpoint_path(start: Start) -> str | None:

@@ -2,12 +2,12 @@
 
 import pytest
 import yaml
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from tiny_runs import built, fit
 from toy import toy_rows, write_csv
 
 from lit_tune.callbacks.jsonl_metrics import JsonlLogger
-from lit_tune.callbacks.loggers import build_loggers
+from lit_tune.callbacks.loggers import CsvLog, build_loggers
 from lit_tune.errors import ConfigError
 
 
@@ -15,9 +15,9 @@ from lit_tune.errors import ConfigError
     ("names", "kinds"),
     [
         (["tensorboard"], [TensorBoardLogger]),
-        (["csv"], [CSVLogger]),
+        (["csv"], [CsvLog]),
         (["none"], []),
-        (["tensorboard", "csv"], [TensorBoardLogger, CSVLogger]),
+        (["tensorboard", "csv"], [TensorBoardLogger, CsvLog]),
     ],
 )
 def test_metrics_jsonl_is_always_one_of_them(tmp_path, names, kinds):

@@ -1,15 +1,19 @@
-"""A run that goes on from any of its checkpoints equals the one that was never interrupted, bit by bit."""
+"""A run that goes on from any of its checkpoints equals the one that was never interrupted, bit by bit.
 
-import json
+Compared are weights, optimizer, schedule, loop counters, the state of every callback, metrics.jsonl without the
+clock, the best checkpoint, and the rows of every step on every rank.
+"""
 
 import pytest
-from checkpointing.resume_matrix import SaveBeforeValidation, check, fit
+from checkpointing.resume_matrix import SaveBeforeValidation, check, fit, rows_seen
+from datasets import Dataset
 from toy import make_tiny_model, toy_rows, write_jsonl
 
 STREAM = [
     *("--data.streaming", "true", "--trainer.max_steps", "13", "--eval_every_steps", "4"),
     *("--task.init_args.label_names", '["bad","fine","good"]'),
 ]
+RANKS = ["--trainer.devices", "2", "--trainer.strategy", "ddp_fork", "--data.train_batch_size", "2"]
 CASES = {
     "validation per epoch": [],
     "accumulation 3": ["--trainer.accumulate_grad_batches", "3"],
@@ -19,12 +23,39 @@ CASES = {
         *("--trainer.log_every_n_steps", "3"),
     ],
     "two workers": ["--data.num_workers", "2"],
+    "two workers, accumulation 3": ["--data.num_workers", "2", "--trainer.accumulate_grad_batches", "3"],
     "bf16": ["--trainer.precision", "bf16-mixed"],
-    "two ranks": ["--trainer.devices", "2", "--trainer.strategy", "ddp_fork", "--data.train_batch_size", "2"],
+    "two ranks": RANKS,
+    "two ranks, accumulation 3, bf16": [
+        *(*RANKS, "--trainer.accumulate_grad_batches", "3"),
+        *("--trainer.precision", "bf16-mixed", "--eval_every_steps", "2"),
+    ],
     "jsonl stream": [*STREAM, "--trainer.accumulate_grad_batches", "3"],
     "jsonl stream, two workers": [*STREAM, "--data.num_workers", "2"],
+    "arrow stream": [*STREAM, "--data.train", "{folder}/train.arrow"],
+    "parquet stream": [*STREAM, "--data.train", "{folder}/train.parquet"],
+    "parquet stream, two ranks": [*STREAM, *RANKS, "--data.train", "{folder}/train.parquet"],
+    "plateau schedule": [
+        *("--lr_schedule.name", "ReduceLROnPlateau", "--lr_schedule.init_args", '{"patience": 0, "factor": 0.5}'),
+        *("--lr_schedule.monitor", "val/loss", "--lr_schedule.warmup", "0", "--eval_every_steps", "2"),
+    ],
+    "a schedule by epochs": [
+        *("--lr_schedule.name", "StepLR", "--lr_schedule.init_args", '{"step_size": 1, "gamma": 0.5}'),
+        *("--lr_schedule.interval", "epoch", "--lr_schedule.warmup", "0"),
+    ],
+    "no validation": ["--data.val", "null", "--data.val_fraction", "0"],
+    "early stopping": [
+        *("--early_stopping.patience", "2", "--early_stopping.monitor", "val/loss"),
+        *("--eval_every_steps", "2", "--optimizer.lr", "0.3"),
+    ],
+    "a part of the batches": ["--trainer.limit_train_batches", "5"],
+    "max_steps inside an epoch": ["--trainer.max_steps", "11", "--trainer.max_epochs", "-1"],
 }
-FAST = ["accumulation 3", "validation every 2 steps, accumulation 3"]
+FEW = {  # in every `make test`: the end of an epoch, its last step but one, and one inside
+    "validation every 2 steps, accumulation 3": ([2, 3, 4], True),
+    "jsonl stream": ([3, 8], False),
+    "early stopping": ([2], False),
+}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +63,12 @@ def settings(tmp_path_factory) -> list[str]:
     """29 ragged rows in batches of 4, with dropout: 8 batches an epoch, the last one of 1 row; 2 epochs."""
     folder = tmp_path_factory.mktemp("resume")
     model = make_tiny_model(folder / "model", dropout=0.3)
-    train, val = write_jsonl(folder / "train.jsonl", toy_rows(29)), write_jsonl(folder / "val.jsonl", toy_rows(9, 1))
+    rows = toy_rows(29)
+    train, val = write_jsonl(folder / "train.jsonl", rows), write_jsonl(folder / "val.jsonl", toy_rows(9, 1))
+    Dataset.from_list(rows).to_parquet(folder / "train.parquet")
+    Dataset.from_list(rows).save_to_disk(folder / "saved")
+    (arrow,) = (folder / "saved").glob("*.arrow")
+    arrow.rename(folder / "train.arrow")
     options = {
         "model.model_name_or_path": model,
         "data.train": train,
@@ -52,14 +88,29 @@ def settings(tmp_path_factory) -> list[str]:
     return [text for key, value in options.items() for text in (f"--{key}", str(value))]
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in FAST else [pytest.mark.slow]) for n in CASES])
+def differing(name, due, settings, folder, wanted=()):
+    """Checkpointed steps that were gone on from -> what differs in the end."""
+    data = settings[settings.index("--data.train") + 1]
+    options = [*settings, *(o.replace("{folder}", data.rpartition("/")[0]) for o in CASES[name])]
+    callbacks = [SaveBeforeValidation()] if due else []
+    full = fit([*options, "--run_dir", str(folder / "full")], *callbacks)
+    steps = sorted({c["step"] for c in full.read()["checkpoints"]})
+    assert len(steps) == len(rows_seen(full)[0])  # each optimizer step was saved
+    steps = steps[:-1] if due else steps  # the last one is saved again, with its validation, by the run that goes on
+    assert set(wanted) <= set(steps)
+    return {step: check(full, step, folder / f"at{step}", options, *callbacks) for step in wanted or steps}
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_a_few_steps(name, settings, tmp_path):
+    steps, due = FEW[name]
+    assert differing(name, due, settings, tmp_path, steps) == {step: [] for step in steps}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("due", [False, True], ids=["after validation", "validation due"])
 def test_every_step(name, due, settings, tmp_path):
-    options = [*settings, *CASES[name]]
-    callbacks = [SaveBeforeValidation()] if due else []
-    full = fit([*options, "--run_dir", str(tmp_path / "full")], *callbacks)
-    steps = sorted({c["step"] for c in full.read()["checkpoints"]})
-    steps = steps[:-1] if due else steps  # the last one is saved again, with its validation, by the run that goes on
-    found = {step: check(full, step, tmp_path / f"at{step}", options, *callbacks) for step in steps}
-    assert [f"step {s}: {line}" for s, lines in found.items() for line in lines] == []
-    assert json.loads((full.path / "rows.rank0.json").read_text())
+    found = differing(name, due, settings, tmp_path)
+    print(f"| {name} | {'before' if due else 'after'} the validation | {len(found)} |", flush=True)
+    assert {step: lines for step, lines in found.items() if lines} == {}
