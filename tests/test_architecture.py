@@ -8,6 +8,7 @@ PACKAGE = Path(__file__).parent.parent / "lit_tune"
 RANK = {  # a unit may import only units of a strictly lower rank; equal rank = may not know each other
     "errors": 0,
     "durable": 1,
+    "hub_access": 1,
     "imports": 1,
     "interrupts": 1,
     "run_lock": 3,

@@ -8,6 +8,7 @@ import xxhash
 from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled
 
+from lit_tune import hub_access
 from lit_tune.data.file_content import explain_read_error
 from lit_tune.data.file_tables import quiet_datasets
 from lit_tune.errors import DataError, LitTuneError, nearest
@@ -82,6 +83,8 @@ def _from_repository(
             near = nearest(os.path.basename(dataset), os.listdir(folder)) if os.path.isdir(folder) else None
             fix = f"data.dataset: {os.path.join(folder, near)}" if near else "check the path; for files use data.train"
             raise DataError(f"there is no folder {dataset}", where="data.dataset", fix=fix)
+    if not os.path.isdir(dataset) and not hub_access.is_reachable():
+        datasets.config.HF_HUB_OFFLINE = True
     builder = datasets.load_dataset_builder(dataset, name, revision=revision)
     available = [str(s) for s in (builder.info.splits or builder.config.data_files or {})]
     found = choose_split(split, available, split_name, dataset)
@@ -141,11 +144,14 @@ def _explain_hub_error(error: Exception, dataset: str, name: str | None, revisio
             f"{dataset} has no revision {revision!r}", where="data.revision", fix="a branch, tag or commit"
         )
     if isinstance(error, DatasetNotFoundError):
-        fix = f"check the spelling of {dataset!r}; if it is private, run `hf auth login`; for files use data.train"
+        fix = (
+            f"check the spelling{_or_folder(dataset)}; if it is private, run `hf auth login`; for files use data.train"
+        )
         return DataError(f"there is no data set {dataset} on the Hub, and no such folder", where=where, fix=fix)
     if isinstance(error, ConnectionError) or any(isinstance(e, OfflineModeIsEnabled) for e in chain):
-        mode = " (offline mode: HF_HUB_OFFLINE is set)" if datasets.config.HF_HUB_OFFLINE else ""
+        mode = " (offline mode: HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
         fix = "connect once so that it is cached, or copy it here with `save_to_disk` and name the folder"
+        fix += _or_folder(dataset)
         return DataError(f"{dataset} is not cached here and the Hub cannot be reached{mode}", where=where, fix=fix)
     if isinstance(error, ValueError) and ("BuilderConfig" in said or "Config name is missing" in said):
         listed = " ".join(str(error).split())
@@ -163,3 +169,10 @@ def _explain_hub_error(error: Exception, dataset: str, name: str | None, revisio
         fix = "try again later; check data.dataset and data.revision"
         return DataError(f"the Hub refused {dataset}: {said}", where=where, fix=fix)
     return explain_read_error(error, dataset, "a data set")
+
+
+def _or_folder(name: str) -> str:
+    """A folder here that the name most probably means, for the end of a remedy."""
+    folder = os.path.dirname(name) or "."
+    near = nearest(os.path.basename(name), os.listdir(folder)) if os.path.isdir(folder) else None
+    return f"; or {os.path.join(os.path.dirname(name), near)}, here" if near else ""

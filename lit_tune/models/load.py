@@ -16,6 +16,7 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
+from lit_tune import hub_access
 from lit_tune.errors import ConfigError, LitTuneError, ModelError, nearest
 from lit_tune.models.layers import head_parameter_names
 from lit_tune.models.load_errors import KEY, explain, first_line
@@ -31,6 +32,12 @@ def quiet_transformers() -> None:
     hf_logging.set_verbosity_error()
 
 
+def ask_hub_first(name: str) -> None:
+    """Before something is read that may be on the Hub."""
+    if not os.path.isdir(name):
+        hub_access.is_reachable()
+
+
 def load_config(name: str, revision: str | None = None, overrides: dict[str, Any] | None = None) -> PretrainedConfig:
     """The model's config with fields changed.
 
@@ -44,6 +51,7 @@ def load_config(name: str, revision: str | None = None, overrides: dict[str, Any
         ConfigError: A field the config does not have.
     """
     quiet_transformers()
+    ask_hub_first(name)
     try:
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     except LitTuneError:
@@ -82,6 +90,7 @@ def load_tokenizer(name: str, revision: str | None = None, key: str = KEY) -> Pr
         ModelError: There is none, or it cannot be read.
     """
     quiet_transformers()
+    ask_hub_first(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     except Exception as e:
