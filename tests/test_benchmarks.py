@@ -84,8 +84,9 @@ def test_evaluation_keeps_little_more_than_the_scores_of_auroc(tmp_path):
     added_rows = report["rows"][1] - report["rows"][0]
     assert ours["kept_by_design"] == added_rows * (4 * report["classes"] + 4)
     growth = {what: ours["many"][what] - ours["few"][what] for what in ("held", "peak")}
-    assert growth["held"] < ours["kept_by_design"] + 2 * 2**20  # what Python and the allocator keep; 1 MiB was seen
-    assert 0 < growth["peak"] < ours["kept_by_design"] + 4 * 2**20
+    # 0.4 and 0.2 MiB more were seen: pages of Python's arenas, the newest block; HF Trainer's peak takes 2.5 more
+    assert growth["held"] < ours["kept_by_design"] + 1.5 * 2**20
+    assert 0 < growth["peak"] < ours["kept_by_design"] + 1.5 * 2**20
     assert "evaluate single-label" in printed
 
 
