@@ -28,11 +28,13 @@ class Interruption(SystemExit):
     Args:
         signum: The signal, ``signal.SIGTERM`` or ``signal.SIGINT``.
         what: Where it found the run, for the person.
+        is_shared: All ranks of the run raise it, at the same place.
     """
 
-    def __init__(self, signum: int, what: str | None = None) -> None:
+    def __init__(self, signum: int, what: str | None = None, is_shared: bool = False) -> None:
         super().__init__(128 + signum)
         self.signum, self.what = signum, what or f"ended by {signal.Signals(signum).name}"
+        self.is_shared = is_shared
 
     def __str__(self) -> str:
         return self.what
@@ -47,7 +49,7 @@ class _State:
     owner = 0
     previous: dict[int, Any] = {}
     pending: BaseException | None = None
-    is_aborting = False
+    is_settled = False
     guard: socket.socket | None = None
     """Python writes the number of each signal to it, also while the main thread is in native code."""
 
@@ -59,7 +61,7 @@ def install() -> None:
     """
     if _State.owner != os.getpid():
         _State.received = _State.num_sigints = 0
-        _State.held = _State.is_aborting = False
+        _State.held = _State.is_settled = False
         _State.previous, _State.owner = {}, os.getpid()
     for signum in SIGNALS:
         current = signal.getsignal(signum)
@@ -81,7 +83,7 @@ def uninstall() -> None:
                 signal.signal(signum, handler)
         _stop_guard()
     _State.received = _State.num_sigints = _State.owner = 0
-    _State.held = _State.is_aborting = False
+    _State.held = _State.is_settled = False
     _State.previous, _State.pending = {}, None
 
 
@@ -128,10 +130,15 @@ def raise_in_main(error: BaseException) -> None:
     Nothing happens while the main thread is in native code: whoever calls this has another way to end the process.
     """
     if is_installed():
-        _State.pending, _State.is_aborting = error, True
+        _State.pending, _State.is_settled = error, True  # whoever raises ends the process in time
         main = threading.main_thread().ident
         assert main is not None
         signal.pthread_kill(main, signal.SIGTERM)
+
+
+def settle() -> None:
+    """The signal has reached the end of the program, which from here on takes the time it takes."""
+    _State.is_settled = True
 
 
 def in_worker() -> None:
@@ -210,7 +217,7 @@ def _watch_signals(numbers: socket.socket, guard: socket.socket) -> None:
             if num_sigints > 1:
                 time.sleep(UNWIND_SECONDS / 8)  # the handler does it, unless the main thread is in native code
                 os._exit(128 + signal.SIGINT)
-            if not (first or _State.held or _State.is_aborting):
+            if not (first or _State.held or _State.is_settled):
                 first = signum
                 threading.Thread(target=_end_late, args=(signum, guard), daemon=True, name="late end").start()
     numbers.close()
@@ -218,5 +225,5 @@ def _watch_signals(numbers: socket.socket, guard: socket.socket) -> None:
 
 def _end_late(signum: int, guard: socket.socket) -> None:
     time.sleep(UNWIND_SECONDS)
-    if _State.guard is guard:  # else it was handled, and the process lives on: uninstall()
+    if _State.guard is guard and not _State.is_settled:  # else it was handled, and the process lives on: uninstall()
         os._exit(128 + signum)

@@ -115,7 +115,6 @@ class Ranks:
         self.death: Death | None = None
         """The first rank that ended with anything but 0."""
         self._died, self._settled = threading.Event(), threading.Event()
-        self._reaper: threading.Thread | None = None
         _STARTED.append(self)
         atexit.register(self.join)
         threading.Thread(target=self._watch, daemon=True, name="ranks").start()
@@ -133,15 +132,40 @@ class Ranks:
         if not is_reason:
             self._died.wait(SETTLE_SECONDS)  # a lost connection is noticed sooner than the death behind it
         self._settled.set()
-        if error is not None:
+        if isinstance(error, Interruption):
+            if not error.is_shared:
+                self.end(error.signum)
+        elif error is not None:
             self.end()
         return error if is_reason or self.death is None else self.death.error()
 
-    def end(self) -> None:
-        """Tell the other ranks to end, and see to it that they do; returns at once."""
-        if self._reaper is None:
-            self._reaper = threading.Thread(target=self._reap, daemon=True, name="reaper")
-            self._reaper.start()
+    def end(self, signum: int = signal.SIGTERM) -> None:
+        """Tell the other ranks to end; :meth:`join` sees to it that they do.
+
+        Args:
+            signum: With which signal.
+        """
+        for process in self.processes.values():
+            if process.poll() is None:
+                process.send_signal(signum)
+
+    def join(self) -> None:
+        """Before rank zero exits: the others end first, or they would take its end for a death."""
+        interrupts.settle()
+        if self._have_ended_within(GRACE_SECONDS):
+            return
+        for process in self.processes.values():
+            if process.poll() is None:  # waits in native code for ranks that are gone
+                process.kill()
+        self._have_ended_within(GRACE_SECONDS)
+
+    def _have_ended_within(self, seconds: float) -> bool:
+        end = time.monotonic() + seconds
+        while any(process.poll() is None for process in self.processes.values()):
+            if time.monotonic() > end:
+                return False
+            time.sleep(POLL_SECONDS / 10)
+        return True
 
     def _watch(self) -> None:
         while self.death is None:
@@ -163,8 +187,7 @@ class Ranks:
     def _quit(self, error: BaseException) -> None:
         _say(str(error))
         self.end()
-        if self._reaper is not None:
-            self._reaper.join(GRACE_SECONDS + 1)
+        self.join()
         quit_at_once(int(getattr(error, "exit_code", getattr(error, "code", HardwareError.exit_code))))
 
     def _last_words(self, rank: int) -> str:
@@ -172,32 +195,6 @@ class Ranks:
             os.set_blocking(self.words[rank], False)
             return os.read(self.words[rank], 4096).decode(errors="replace").strip()
         return ""
-
-    def _reap(self) -> None:
-        for process in self.processes.values():
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-        if self._have_ended_within(GRACE_SECONDS):
-            return
-        for process in self.processes.values():
-            if process.poll() is None:  # waits in native code for ranks that are gone
-                process.kill()
-        self._have_ended_within(GRACE_SECONDS)
-
-    def _have_ended_within(self, seconds: float) -> bool:
-        end = time.monotonic() + seconds
-        while any(process.poll() is None for process in self.processes.values()):
-            if time.monotonic() > end:
-                return False
-            time.sleep(POLL_SECONDS / 10)
-        return True
-
-    def join(self) -> None:
-        """Before rank zero exits: the others end first, or they would take its end for a death."""
-        if self._reaper is None and not self._have_ended_within(GRACE_SECONDS):
-            self.end()
-        if self._reaper is not None:
-            self._reaper.join()
 
 
 def join_ranks() -> None:

@@ -23,7 +23,7 @@ from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnect
 
 from lit_tune import interrupts
 from lit_tune.errors import HardwareError
-from lit_tune.ranks import LAST_WORDS, RANK_ZERO, Ranks, watch_rank_zero
+from lit_tune.ranks import LAST_WORDS, RANK_ZERO, Ranks, join_ranks, watch_rank_zero
 
 log = logging.getLogger("lit_tune")
 
@@ -97,6 +97,7 @@ class RankLauncher(_SubprocessScriptLauncher):
         self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
         were_ours = interrupts.is_installed()
         interrupts.install()
+        join_ranks()  # those of an earlier fit in this process
         ranks = self.start()
         try:
             result = function(*args, **kwargs)

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from lightning.pytorch.callbacks import Callback
 import lit_tune.commands.fit  # noqa: F401 - here once, not in every process
 from lit_tune import supervision
 from lit_tune.__main__ import main
+from lit_tune.errors import DataError
 from lit_tune.ranks import rank_of_process
 from lit_tune.tasks.sequence_classification import SequenceClassification
 
@@ -51,7 +53,7 @@ class Pause(Callback):
 
     Args:
         folder: Of the markers.
-        phase: ``setup``, ``step``, ``validation``, ``save`` or ``export``.
+        phase: ``setup``, ``step``, ``validation``, ``save`` or ``export``; ``error`` raises one on rank one in a step.
     """
 
     def __init__(self, folder: str, phase: str) -> None:
@@ -60,6 +62,8 @@ class Pause(Callback):
     def reached(self, phase: str) -> None:
         if phase == self.phase:
             pause(self.folder, phase)
+        if self.phase == "error" and phase == "step" and rank_of_process() == 1:
+            raise DataError("no label", where="train.csv:7", fix="give it one")
 
     def on_fit_start(self, trainer, pl_module):
         self.reached("setup")
@@ -139,13 +143,15 @@ class ForkedRank:
     def __init__(self, pid: int, code_file: Path) -> None:
         self.pid, self.code_file = pid, code_file
         self.returncode: int | None = None
+        self._lock = threading.Lock()
 
     def poll(self) -> int | None:
-        if self.returncode is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                self.returncode = os.waitstatus_to_exitcode(status)
-                self.code_file.write_text(str(self.returncode))
+        with self._lock:
+            if self.returncode is None:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+                if pid:
+                    self.returncode = os.waitstatus_to_exitcode(status)
+                    self.code_file.write_text(str(self.returncode))
         return self.returncode
 
     def send_signal(self, signum: int) -> None:
@@ -166,6 +172,8 @@ class Run:
 
     def __init__(self, arguments: Sequence[str], folder: Path) -> None:
         self.folder, self.arguments = folder, list(arguments)
+        for old in folder.glob("code.*"):
+            old.unlink()
         self._code: int | None = None
         self.pid = os.fork()
         if not self.pid:

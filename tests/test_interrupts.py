@@ -123,14 +123,15 @@ def test_the_handlers_before_come_back(handlers):
 
 
 def test_installing_often_leaves_neither_threads_nor_files():
-    interrupts.install()
-    interrupts.uninstall()
-    files, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
+    def is_clean() -> bool:
+        return not any(t.name == "signals" for t in threading.enumerate()) and len(os.listdir("/proc/self/fd")) <= files
+
+    files = len(os.listdir("/proc/self/fd"))
     for _ in range(50):
         interrupts.install()
         interrupts.uninstall()
-    deadline = time.monotonic() + 30
-    while (len(os.listdir("/proc/self/fd")), threading.active_count()) != (files, threads):
+    deadline = time.monotonic() + 60
+    while not is_clean():
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
@@ -186,3 +187,17 @@ def test_a_worker_ends_when_its_run_was_killed():
     assert forked(run) == -signal.SIGKILL
     os.close(write)
     assert os.read(read, 1) == b""  # the end of the file: nobody holds the other end any more
+
+
+def test_a_process_that_winds_up_is_given_the_time():
+    def winds_up():
+        interrupts.UNWIND_SECONDS = 0.05
+        interrupts.install()
+        try:
+            send(signal.SIGTERM)
+        except Interruption:
+            interrupts.settle()
+            time.sleep(0.5)
+            return 7
+
+    assert forked(winds_up) == 7

@@ -6,11 +6,13 @@ Time bounds here are only those of ``rank_cases``: a deadlock fails, a busy mach
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from rank_cases import Run
+from rank_cases import Run, wait_for
 from toy import toy_rows, write_csv
 
 from lit_tune.checkpointing.verified import newest_verified
@@ -64,7 +66,8 @@ def send(run: Run, signum: int, target: str, pids: list[int]) -> None:
     else:
         for pid in pids if target == "all" else [pids[int(target)]]:
             os.kill(pid, signum)
-    run.go_on()
+    if not (target == "1" and (run.folder / "export.0").exists()):  # rank zero would be done before it hears of it
+        run.go_on()
 
 
 def manifest(run: Run) -> dict:
@@ -75,6 +78,26 @@ def steps_kept(run: Run) -> int:
     """Optimizer steps in the newest checkpoint that verifies."""
     choice = newest_verified(RunDir(run.folder / "run"))
     return choice.step if choice is not None else 0
+
+
+def importing(folder: Path, rank: int, *arguments: str) -> tuple[subprocess.Popen[str], Path]:
+    """A process that pauses on one rank where torch is imported, and the file that says so."""
+    marker = folder / "import"
+    program = folder / "program.py"
+    program.write_text(f"""
+import os, pathlib, sys, time
+class Pause:
+    def find_spec(self, name, *more):
+        if name == "torch" and int(os.environ.get("LOCAL_RANK", 0)) == {rank}:
+            pathlib.Path({str(marker)!r}).write_text(str(os.getpid()))
+            time.sleep(60)
+sys.meta_path.insert(0, Pause())
+from lit_tune.__main__ import main
+if __name__ == "__main__":
+    sys.exit(main())
+""")
+    command = [sys.executable, str(program), "fit", *arguments]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True), marker
 
 
 def test_sigterm_to_rank_one_alone_ends_both_after_the_step_and_saves(start):
@@ -145,6 +168,24 @@ def test_no_rank_outlives_rank_zero(start):
     assert f"rank 1 ends: rank 0 (pid {pids[0]}) is gone" in run.output()
 
 
+def test_an_error_of_one_rank_ends_the_run_with_its_code_and_its_words(start):
+    """Lightning 2.6.6 kills all processes, itself included, and says nothing."""
+    run = start("error", 2)
+    assert run.codes() == [3, 3], run.output()
+    assert "train.csv:7: no label" in run.output()
+    assert "rank 1 (pid " in run.output()
+    assert "Traceback" not in run.output()
+    assert "no label" in manifest(run)["error"]
+
+
+def test_a_signal_while_torch_is_imported_ends_at_once(tmp_path):
+    process, marker = importing(tmp_path, 0)
+    wait_for(marker.exists, "the import")
+    process.send_signal(TERM)
+    assert process.communicate(timeout=60)[1] == "lit-tune: ended by SIGTERM\n"
+    assert process.returncode == 143
+
+
 def test_a_rank_that_hangs_ends_the_run_with_the_stacks_of_all(start):
     run = start("step", 2, "--hang_timeout_seconds", "5")
     run.at("step", 2)  # and no word to go on
@@ -176,3 +217,77 @@ def test_ranks_talk_once_per_optimizer_step_and_not_at_all_between(start):
         counts = json.loads((run.folder / f"collectives.{rank}.json").read_text())
         # four steps: DDP's sum of the gradients and our totals; DDP repeats the model's constants once per step
         assert counts == {"gloo:all_reduce": 4 + 4, "gloo:broadcast": 4}
+
+
+STEPS_KEPT = {"tokenizing": 0, "setup": 0, "step": 3, "validation": 4, "save": 5, "export": 8}
+PHASES = [phase for phase in STEPS_KEPT if phase != "tokenizing"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["0", "1", "all", "group"])
+@pytest.mark.parametrize("signum", [TERM, INT])
+@pytest.mark.parametrize("phase", PHASES)
+def test_any_signal_to_any_rank_in_any_phase_ends_all_and_the_same_command_goes_on(start, phase, signum, target):
+    run = start(phase, 2, "--data.num_workers", "1", "--data.eval_batch_size", "1")
+    send(run, signum, target, run.at(phase, 2))
+    assert run.codes() == [128 + signum, 128 + signum], run.output()
+    assert run.orphans() == []
+    assert manifest(run)["status"] == "interrupted"
+    assert steps_kept(run) == STEPS_KEPT[phase]
+    assert "Traceback" not in run.output()
+    run.go_on()
+    again = Run(run.arguments, run.folder)
+    assert set(again.codes()) == {0}, again.output()
+    assert manifest(run)["status"] == "complete"
+    assert manifest(run)["steps"] == 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["0", "1"])
+@pytest.mark.parametrize("phase", PHASES)
+def test_the_death_of_any_rank_in_any_phase_ends_all(start, phase, target):
+    run = start(phase, 2, "--data.num_workers", "1", "--data.eval_batch_size", "1")
+    pids = run.at(phase, 2)
+    send(run, KILL, target, pids)
+    assert run.code() == (-KILL if target == "0" else 5), run.output()
+    assert run.orphans() == []
+    gone = f"rank 0 (pid {pids[0]}) is gone" if target == "0" else f"rank 1 (pid {pids[1]}) was killed by SIGKILL"
+    assert gone in run.output()
+    run.go_on()
+    again = Run(run.arguments, run.folder)
+    assert set(again.codes()) == {0}, again.output()
+    assert manifest(run)["steps"] == 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", ["step", "save"])
+def test_a_second_ctrl_c_quits_at_once(start, phase):
+    run = start(phase, 2)
+    run.at(phase, 2)
+
+    def press() -> bool:
+        os.killpg(run.pid, INT)  # the same signal twice at once is one; and no word to go on
+        return run.poll() is not None
+
+    wait_for(press, "the end")
+    assert run.code() == 130, run.output()
+    assert run.orphans() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [TERM, INT])
+def test_a_signal_to_a_rank_that_imports_ends_all(files, tiny_model_dir, tmp_path, signum):
+    """Two real processes."""
+    process, marker = importing(
+        tmp_path,
+        1,
+        *("--data.train", str(files / "train.csv"), "--model.model_name_or_path", str(tiny_model_dir)),
+        *("--run_dir", str(tmp_path / "run"), "--trainer.accelerator", "cpu", "--trainer.devices", "2"),
+    )
+    wait_for(lambda: marker.exists() and marker.read_text(), "the import")
+    rank_one = int(marker.read_text())
+    os.kill(rank_one, signum)
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + signum
+    with pytest.raises(ProcessLookupError):
+        os.kill(rank_one, 0)

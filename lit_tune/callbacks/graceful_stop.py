@@ -84,4 +84,4 @@ class GracefulStop(Callback):
             last.save(trainer)
         saved = last is not None and bool(last.best_model_path) and step_of(Path(last.best_model_path)) == step
         goes_on = "the same command continues there" if saved else "nothing of it was saved"
-        raise Interruption(signum, f"ended by {name} after step {step}: {goes_on}")
+        raise Interruption(signum, f"ended by {name} after step {step}: {goes_on}", is_shared=True)

@@ -4,10 +4,13 @@ Lightning believes every one of these variables, and then waits for processes th
 processes train alone into the same directory.
 """
 
+import logging
 from collections.abc import Mapping
 
 from lit_tune.errors import HardwareError
 from lit_tune.ranks import RANK_ZERO
+
+log = logging.getLogger("lit_tune")
 
 NUMBERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "MASTER_PORT", "SLURM_NTASKS", "SLURM_PROCID")
 LEFT_OVER = "unset it if an earlier job has left it there"
@@ -82,7 +85,7 @@ def _check_slurm(environment: Mapping[str, str]) -> None:
 
 
 def check_number(environment: Mapping[str, str], num_devices: int, num_nodes: int) -> None:
-    """Refuse another number of processes than the trainer counts on.
+    """Refuse another number of processes than the trainer counts on; say who starts them, where there are several.
 
     Args:
         environment: ``os.environ``.
@@ -93,6 +96,9 @@ def check_number(environment: Mapping[str, str], num_devices: int, num_nodes: in
         HardwareError: They differ: some would be waited for in vain, or each would train alone.
     """
     launcher = launcher_of(environment)
+    if num_devices * num_nodes > 1:
+        count = f"{num_devices} processes" + (f" on each of {num_nodes} machines" if num_nodes > 1 else "")
+        log.info("ranks    %s, started by %s", count, launcher or "lit-tune")
     if launcher in (None, "lit-tune"):
         return
     name = "SLURM_NTASKS" if launcher == "srun" else "WORLD_SIZE"
