@@ -80,3 +80,34 @@ def test_an_evaluation_sampler_holds_no_list_of_all_rows():
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 1_000_000
+
+
+@pytest.mark.parametrize(("ranks", "accumulate"), [(1, 1), (1, 3), (2, 3)])
+def test_a_start_gives_the_rest_of_the_epoch_and_the_next_one_whole(ranks, accumulate):
+    for rank in range(ranks):
+        sampler = TrainBatchSampler(37, 2, accumulate, ranks, rank, seed=7)
+        sampler.set_epoch(1)
+        whole = list(sampler)
+        for start in range(len(whole) + 1):
+            sampler.epoch, sampler.start = 1, start
+            sampler.set_epoch(1)  # Lightning says the epoch again when a run goes on
+            assert list(sampler) == whole[start:]
+            assert len(sampler) == len(whole)  # Lightning counts from the position
+        sampler.set_epoch(2)
+        assert len(list(sampler)) == len(whole)
+
+
+def test_a_start_cuts_only_the_steps_that_are_left(monkeypatch):
+    """The time to the first batch does not depend on how far inside it is."""
+    windows = []
+
+    def counted(window, *sizes):
+        windows.append(list(window))
+        return cut(window, *sizes)
+
+    monkeypatch.setattr("lit_tune.data.samplers.cut", counted)
+    sampler = TrainBatchSampler(1000, 2, 4, 1, 0, seed=7)
+    sampler.start = 4 * 100 + 3
+    first = next(iter(sampler))
+    assert len(windows) == 1
+    assert first == windows[0][6:8] == epoch_order(1000, 7, 0)[100 * 8 + 6 : 100 * 8 + 8].tolist()
