@@ -214,9 +214,8 @@ def test_ranks_talk_once_per_optimizer_step_and_not_at_all_between(start):
     run = start("counted", 2, *micro)
     assert run.codes() == [0, 0], run.output()
     for rank in range(2):
-        counts = json.loads((run.folder / f"collectives.{rank}.json").read_text())
-        # four steps: DDP's sum of the gradients and our totals; DDP repeats the model's constants once per step
-        assert counts == {"gloo:all_reduce": 4 + 4, "gloo:broadcast": 4}
+        # four steps: DDP's sum of the gradients, our totals; DDP repeats the model's constants once per step
+        assert int((run.folder / f"collectives.{rank}").read_text()) == 4 + 4 + 4
 
 
 STEPS_KEPT = {"tokenizing": 0, "setup": 0, "step": 3, "validation": 4, "save": 5, "export": 8}
