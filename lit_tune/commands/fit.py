@@ -9,6 +9,7 @@ from lit_tune.cli import parse
 from lit_tune.console import configure_logging, is_rank_zero
 from lit_tune.errors import OutOfMemory, StorageError
 from lit_tune.preflight.batch_sizes import BatchSizes, next_sizes, start_over, use_decided
+from lit_tune.preflight.examine import check_before_fit
 from lit_tune.preflight.start import checkpoint_path, goes_on, plan_start, start_of_rank_zero, tell_ranks
 from lit_tune.run_dir import RunDir
 from lit_tune.run_lock import RunLock
@@ -70,9 +71,9 @@ def attempt(
         use_decided(cli.run_dir, sizes, trainer, datamodule)
     try:
         log.info("run      %s", cli.run_dir)
-        # before any other process starts, so that a mistake in the data is told once; the others find the cache
+        # before any other process starts, so that a mistake is told once; the others find the cache
         if is_rank_zero():
-            datamodule.prepare("fit")
+            check_before_fit(cli.situation, module, datamodule, cli.run_dir.path)
         trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint_path(start), weights_only=True)
     except OutOfMemory as error:
         record.fail(error)
