@@ -90,6 +90,23 @@ def test_evaluation_keeps_little_more_than_the_scores_of_auroc(tmp_path):
     assert "evaluate single-label" in printed
 
 
+@pytest.mark.slow
+def test_the_cost_of_the_guard_is_measured_with_and_without_it(tmp_path):
+    report, printed = run("guard_overhead.py", tmp_path, "--quick", "--steps", "20")
+    found = report["models"]["tiny BERT"]
+    assert found["step"] > found["hook"] > 0
+    assert found["hook_with_guard"] > 0
+    assert "% of a step" in printed
+
+
+@pytest.mark.slow
+def test_a_nan_loss_stops_lit_tune_and_nobody_else(tmp_path):
+    cells, _ = run("faults_peers.py", tmp_path, "--cases", "one NaN loss")
+    ours, *others = cells
+    assert (ours["exit"], ours["last"], ours["best"]) == (6, "numbers", "numbers")
+    assert [(c["exit"], c["last"]) for c in others] == [(0, "NaN")] * 2
+
+
 def test_the_true_gradient_is_the_weighted_sum_of_the_rows_own_gradients(exactness, tmp_path):
     from peers import flat_gradient
     from problems import PROBLEMS

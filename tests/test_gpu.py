@@ -107,3 +107,29 @@ def test_float32_exactness_holds_on_the_gpu(files):
 def test_compile_trains(files, tmp_path):
     result = fit(files, tmp_path / "run", "--model.compile", "true", "--trainer.max_epochs", "1")
     assert result["manifest"]["status"] == "complete"
+
+
+def test_a_real_out_of_memory_halves_the_micro_batch_and_goes_on(tmp_path):
+    """The limit is what 64 rows need and half as much again, so that 256 do not fit."""
+    make_tiny_model(tmp_path / "model", hidden=1024)
+    write_csv(tmp_path / "train.csv", toy_rows(1024, seed=1))
+    keys = ["--data.train", str(tmp_path / "train.csv"), "--model.model_name_or_path", str(tmp_path / "model")]
+    keys += ["--data.val_fraction", "0", "--trainer.accelerator", "gpu", "--trainer.devices", "1", "--logger", "none"]
+    keys += ["--trainer.max_steps", "4", "--data.padding", "max_length", "--data.max_length", "64"]
+    torch.cuda.reset_peak_memory_stats()
+    small = ["--data.train_batch_size", "64", "--trainer.accumulate_grad_batches", "4"]
+    assert main(["fit", *keys, *small, "--run_dir", str(tmp_path / "small")]) == 0
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(1.5 * torch.cuda.max_memory_allocated() / total)
+    try:
+        large = ["--data.train_batch_size", "256", "--run_dir", str(tmp_path / "large")]
+        assert main(["fit", *keys, *large]) == 8
+        assert main(["fit", *keys, *large, "--data.auto_batch", "true", "--overwrite"]) == 0
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    manifest = json.loads((tmp_path / "large" / "manifest.json").read_text())
+    found = manifest["decisions"]
+    assert found["train_batch_size"] < 256
+    assert found["train_batch_size"] * found["accumulate_grad_batches"] == 256
+    assert manifest["steps"] == 4

@@ -12,6 +12,7 @@ import pytest
 import torch
 from faulty import FaultyLoss
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import DDPStrategy
 from parity.runs import build
 from tiny_runs import QUIET
@@ -22,6 +23,7 @@ from lit_tune.data.samplers import epoch_order
 from lit_tune.errors import NumericsError
 from lit_tune.imports import allow_import
 from lit_tune.module import FineTuneModule
+from lit_tune.optim.step_guard import MAX_SCALER_SKIPS
 
 NUM_ROWS, BATCH = 40, 4
 
@@ -160,6 +162,34 @@ def test_a_micro_batch_without_any_target_is_nothing_special(rows, tiny_model_di
         trainer.fit(module, datamodule=datamodule)
         losses.append(float(module.last_step["loss_sum"] / module.last_step["denominator"]))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def fp16(init_scale=2.0**16):
+    """fp16 with its scaler, which works on the CPU too."""
+    return [MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=init_scale))]
+
+
+def test_steps_that_an_fp16_scaler_skips_are_its_own_business_and_hold_the_schedule(fit):
+    _, module, steps, error = fit([], plugins=fp16(2.0**23))
+    assert error is None
+    assert 0 < module.num_skipped_steps < 10
+    assert equal(steps[0]["weights"], dict(steps[module.num_skipped_steps - 1]["weights"]))
+    assert steps[-1]["epoch"] == 10 - module.num_skipped_steps
+
+
+def test_a_scaler_that_finds_no_scale_ends_the_run(fit):
+    _, _, steps, error = fit(list(range(99)), "gradient", plugins=fp16(), max_epochs=9)
+    assert len(steps) == MAX_SCALER_SKIPS - 1
+    assert error is not None
+    assert str(error).startswith("step 32: the fp16 scaler has skipped 32 steps in a row: loss ")
+
+
+def test_a_bad_loss_is_no_matter_of_scale(fit):
+    _, module, steps, error = fit([3], "loss", plugins=fp16())
+    assert error is not None
+    assert error.where == "step 4"
+    assert "bf16-mixed" in str(error)
+    assert equal(dict(module.named_parameters()), steps[-1]["weights"])
 
 
 def test_the_faulty_loss_is_plain_cross_entropy_where_nothing_is_wrong():
