@@ -175,6 +175,15 @@ def test_a_complete_run_says_so_and_touches_nothing(finished, files, capsys):
     assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in finished.rglob("*") if p.is_file()} == before
 
 
+def test_a_complete_run_without_checkpoints_is_not_deleted_to_be_made_longer(files, tmp_path, capsys):
+    keep_none = ["--checkpoint.keep_last", "0", "--checkpoint.keep_best", "0", "--data.limit_train", "16"]
+    command = ["fit", *options(files, tmp_path / "run", *keep_none)]
+    assert main([*command, "--trainer.max_epochs", "1"]) == 0
+    assert main([*command, "--trainer.max_epochs", "2"]) == 7
+    assert "checkpoint to go on from" in capsys.readouterr().err
+    assert (tmp_path / "run" / "best" / "config.json").is_file()
+
+
 def test_a_complete_run_with_another_config_is_left_alone(finished, files, capsys):
     before = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()}
     assert main(["fit", *options(files, finished), "--optimizer.lr", "0.5", "--logger", "csv"]) == 7

@@ -72,6 +72,12 @@ def plan_start(
     if manifest.get("status") == "complete" and not is_longer and resume == "auto":
         return Start(is_complete=True)
     choice = newest_verified(run_dir) if resume == "auto" else verify(run_dir, resume)
+    if choice is None and manifest.get("status") == "complete":
+        raise StorageError(
+            "the run is complete and kept no checkpoint to go on from",
+            where=str(run_dir),
+            fix="--overwrite deletes it and trains again; or --run_dir NEW",
+        )
     if choice is None:
         log.warning("%s holds a run that died before its first checkpoint: it starts again", run_dir)
         return Start(overwrite=True)
