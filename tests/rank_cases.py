@@ -129,6 +129,21 @@ class PausedTask(SequenceClassification):
         return super().encode(*args, **kwargs)
 
 
+class StuckTask(SequenceClassification):
+    """A loading worker that hangs at its third batch."""
+
+    def collator(self, *args, **kwargs):
+        collate, seen = super().collator(*args, **kwargs), []
+
+        def stuck(features):
+            seen.append(1)
+            if len(seen) > 2 and torch.utils.data.get_worker_info() is not None:
+                time.sleep(600)
+            return collate(features)
+
+        return stuck
+
+
 class ForkedRank:
     """What the launcher sees of a rank: the part of Popen that it uses.
 
@@ -210,9 +225,14 @@ class Run:
         markers = [self.folder / f"{phase}.{rank}" for rank in range(ranks)]
         wait_for(lambda: all(m.exists() and m.read_text() for m in markers) or self.poll() is not None, phase)
         assert self._code is None, self.output()
-        root = psutil.Process(self.pid)
-        self.family = [root, *root.children(recursive=True)]
+        self.meet(ranks)
         return [int(m.read_text()) for m in markers]
+
+    def meet(self, count: int) -> None:
+        """Wait until it consists of so many processes, or more, and remember them."""
+        root = psutil.Process(self.pid)
+        wait_for(lambda: len(root.children(recursive=True)) >= count - 1, f"{count} processes")
+        self.family = [root, *root.children(recursive=True)]
 
     def go_on(self) -> None:
         """Let the paused ranks continue."""

@@ -218,6 +218,16 @@ def test_ranks_talk_once_per_optimizer_step_and_not_at_all_between(start):
         assert int((run.folder / f"collectives.{rank}").read_text()) == 4 + 4 + 4
 
 
+@pytest.mark.slow
+def test_a_worker_that_hangs_ends_the_run_with_its_stack(start):
+    run = start("none", 1, "--data.num_workers", "1", "--hang_timeout_seconds", "5", "--task", "rank_cases.StuckTask")
+    run.meet(2)
+    assert run.code() == 5, run.output()
+    assert run.orphans() == []
+    assert " in stuck" in run.output()
+    assert "Traceback" not in run.output()
+
+
 STEPS_KEPT = {"tokenizing": 0, "setup": 0, "step": 3, "validation": 4, "save": 5, "export": 8}
 PHASES = [phase for phase in STEPS_KEPT if phase != "tokenizing"]
 
