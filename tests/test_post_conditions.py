@@ -51,6 +51,35 @@ def faulty(**settings) -> list[str]:
     return ["--task.init_args.loss", json.dumps(loss)]
 
 
+def test_a_bad_loss_is_exit_6_and_the_same_command_goes_on_once_such_steps_may_be_left_out(fit):
+    bad = [
+        "--data.train_batch_size",
+        "4",
+        "--data.val_fraction",
+        "0",
+        "--checkpoint.every_n_steps",
+        "2",
+        "--trainer.log_every_n_steps",
+        "1",
+    ]
+    code, said, run = fit(*bad, *faulty(calls=[5]))
+    assert code == 6
+    assert "step 6: loss nan, gradient norm nan, lr " in said
+    assert f"Last good checkpoint: {run}/checkpoints/last-0000004.ckpt" in said
+    assert failed(run)
+    # resumed after step 4, so that its call 5 is in step 10
+    code, said, run = fit(*bad, *faulty(calls=[5]), "--optimizer.skip_nonfinite", "1")
+    assert code == 0
+    assert "step 10 is left out (1 of 1): loss nan" in said
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["skipped_steps"] == 1
+    logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = {x["step"]: x for x in logged if "train/loss" in x}
+    assert steps[10]["train/loss"] is None
+    assert steps[10]["optim/skipped_steps"] == 1
+    assert "optim/skipped_steps" not in steps[9]
+
+
 def test_a_run_whose_steps_were_all_left_out_is_exit_6(fit):
     code, said, run = fit("--optimizer.skip_nonfinite", "9", *faulty(calls=list(range(9))))
     assert code == 6
