@@ -74,7 +74,7 @@ TRAINING_ARGUMENTS: dict[str, Replacement] = {
     "torch_compile": Replacement("model.compile: true"),
     "label_smoothing_factor": Replacement("task.init_args.label_smoothing"),
     "debug": Replacement("lit-tune fit --debug", "shows a traceback"),
-    "resume_from_checkpoint": Replacement("run_dir", "not supported yet: run again with --overwrite"),
+    "resume_from_checkpoint": Replacement("resume", "by itself where a run stopped; or the path of a checkpoint"),
     "push_to_hub": Replacement("run_dir", "run_dir/best is a from_pretrained folder to upload"),
     "hub_model_id": Replacement("run_dir", "run_dir/best is a from_pretrained folder to upload"),
     "save_safetensors": Replacement("run_dir", "run_dir/best is always safetensors"),
