@@ -1,12 +1,21 @@
 """What a person sees: one console, one logger, the run.log beside it."""
 
+import contextlib
 import logging
 import os
 import sys
+import time
 import warnings
 from pathlib import Path
 
 from rich.console import Console
+
+from lit_tune.errors import StorageError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 """All messages go through it, so that a progress bar on the same terminal stays whole. Results go to stdout."""
@@ -44,6 +53,61 @@ class ConsoleHandler(logging.Handler):
             self.handleError(record)
 
 
+TOLD_AFTER_SECONDS, ENDED_AFTER_SECONDS = 10.0, 120.0
+"""Waiting for a lock: when it is told, and when it ends where the lock's owner may be gone."""
+
+
+class LockWaits(logging.Filter):
+    """Tells on which lock file datasets or huggingface_hub waits, which would else be silence without an end.
+
+    Both lock their caches with ``filelock``, which says at level DEBUG each time that it has waited. A lock of the
+    operating system ends with its owner and is waited for. On a file system without such locks (NFS) the file is the
+    lock, and its owner may be gone.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.since: dict[str, float] = {}
+        self.told: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Nothing of filelock's own is shown.
+
+        Raises:
+            StorageError: A lock that the operating system knows nothing of was waited for too long.
+        """
+        if isinstance(record.args, tuple) and len(record.args) > 1:
+            path = str(record.args[1])
+            if record.msg.startswith("Lock %s not acquired"):
+                self.waits(path)
+            elif record.msg.startswith("Lock %s acquired"):
+                self.since.pop(path, None)
+        return record.levelno > logging.DEBUG
+
+    def waits(self, path: str) -> None:
+        """One more round of waiting."""
+        seconds = time.monotonic() - self.since.setdefault(path, time.monotonic())
+        if seconds > TOLD_AFTER_SECONDS and path not in self.told:
+            self.told.add(path)
+            log.warning("waiting for %s: another process holds this lock, or has left it", path)
+        if seconds > ENDED_AFTER_SECONDS and not is_held(path):
+            raise StorageError(
+                f"this lock was waited for {seconds:.0f} s",
+                where=path,
+                fix="end the process that holds it; delete the file if that is gone",
+            )
+
+
+def is_held(path: str) -> bool:
+    """Whether the operating system knows a live owner of a lock file."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 def is_rank_zero() -> bool:
     """Whether this process is the one that speaks and writes; known from the environment before ranks are set up."""
     return not int(os.environ.get("LOCAL_RANK") or os.environ.get("RANK") or 0)
@@ -55,6 +119,8 @@ def configure_logging(verbose: bool = False) -> None:
     log.setLevel((logging.DEBUG if verbose else logging.INFO) if is_rank_zero() else logging.ERROR)
     if not any(isinstance(h, ConsoleHandler) for h in log.handlers):
         log.addHandler(ConsoleHandler())
+        logging.getLogger("filelock").addFilter(LockWaits())
+        logging.getLogger("filelock").setLevel(logging.DEBUG)
     if not verbose:
         for name in ("lightning", "lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
             logging.getLogger(name).setLevel(logging.WARNING)

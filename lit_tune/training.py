@@ -15,7 +15,7 @@ from lit_tune.callbacks.eval_schedule import EvalSchedule
 from lit_tune.callbacks.graceful_stop import GracefulStop
 from lit_tune.callbacks.hang_watchdog import HangWatchdog
 from lit_tune.callbacks.hf_export import HFExport
-from lit_tune.callbacks.loggers import build_loggers
+from lit_tune.callbacks.loggers import build_loggers, patient
 from lit_tune.callbacks.metric_log import MetricLog
 from lit_tune.callbacks.overfit_detector import OverfitCallback
 from lit_tune.callbacks.progress import RunProgress
@@ -53,6 +53,7 @@ def build_trainer(config: Namespace, verb: str, config_yaml: str, start: Start) 
     overfit = OverfitCallback(**vars(config.overfit))
     overfit.monitor = config.checkpoint.monitor
     record = RunRecord(run, config_yaml, start.overwrite, start.may_change)
+    loggers = [*_our_loggers(run, config, start), *(patient(logger) for logger in users_loggers)]
     callbacks: list[Callback] = [
         AutoBatch(),
         record,
@@ -73,9 +74,7 @@ def build_trainer(config: Namespace, verb: str, config_yaml: str, start: Start) 
         # Lightning moves checkpoint callbacks to the end, after everything that logs
         *build_checkpoint_callbacks(run.checkpoints, **vars(config.checkpoint)),
     ]
-    return Trainer(
-        **options, callbacks=callbacks, logger=[*_our_loggers(run, config, start), *users_loggers], plugins=plugins
-    )
+    return Trainer(**options, callbacks=callbacks, logger=loggers, plugins=plugins)
 
 
 def _our_loggers(run: RunDir, config: Namespace, start: Start) -> list[Logger]:

@@ -1,6 +1,8 @@
 """The ``logger`` and ``wandb`` sections."""
 
 import csv
+import inspect
+import logging
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +11,8 @@ from lightning.pytorch.loggers.logger import rank_zero_experiment
 
 from lit_tune.callbacks.jsonl_metrics import JsonlLogger
 from lit_tune.errors import ConfigError
+
+log = logging.getLogger("lit_tune")
 
 LoggerName = Literal["tensorboard", "csv", "wandb", "none"]
 
@@ -43,15 +47,58 @@ def build_loggers(
     if "none" in names and len(names) > 1:
         raise ConfigError("'none' stands alone", where="logger", fix="logger: none, or leave it out of the list")
     loggers: list[Logger] = [JsonlLogger(run_dir / "metrics.jsonl")]
+    others: list[Logger] = []
     if "tensorboard" in names:
         # TensorBoard leaves out what an interrupted run has logged from this step on
         purge: dict[str, Any] = {} if resume_step is None else {"purge_step": resume_step + 1}
-        loggers.append(TensorBoardLogger(run_dir, name="tensorboard", version="", default_hp_metric=False, **purge))
+        others.append(TensorBoardLogger(run_dir, name="tensorboard", version="", default_hp_metric=False, **purge))
     if "csv" in names:
-        loggers.append(CsvLog(run_dir, resume_step))
+        others.append(CsvLog(run_dir, resume_step))
     if "wandb" in names:
-        loggers.append(build_wandb(run_dir, project, entity, name, tags, notes, wandb_id))
-    return loggers
+        others.append(build_wandb(run_dir, project, entity, name, tags, notes, wandb_id))
+    return loggers + [patient(logger) for logger in others]
+
+
+GUARDED = ("log_metrics", "log_hyperparams", "log_text", "log_graph", "save", "finalize", "after_save_checkpoint")
+"""What a trainer, its callbacks and this package call of a logger while they train."""
+
+
+class PatientCall:
+    """A method of a logger whose failures are told once and end nothing.
+
+    Args:
+        logger: The logger.
+        name: The method.
+    """
+
+    def __init__(self, logger: Logger, name: str) -> None:
+        self.logger, self.name = logger, name
+        self.__signature__ = inspect.signature(getattr(logger, name))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return getattr(type(self.logger), self.name)(self.logger, *args, **kwargs)
+        except Exception as error:  # a network, a server, a full disk: each library has errors of its own
+            if not getattr(self.logger, "has_failed", False):
+                vars(self.logger)["has_failed"] = True
+                reason = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
+                log.warning(
+                    "%s has failed (%s); training goes on, metrics.jsonl has every number",
+                    *(type(self.logger).__name__, reason),
+                )
+            return None
+
+
+def patient(logger: Logger) -> Logger:
+    """The same logger, which may lose its server or its disk without taking the run with it.
+
+    Args:
+        logger: Any but metrics.jsonl's, from which numbers would be lost.
+    """
+    for name in GUARDED:
+        if callable(getattr(logger, name, None)):
+            setattr(logger, name, PatientCall(logger, name))
+    return logger
 
 
 class CsvLog(CSVLogger):

@@ -188,10 +188,15 @@ class RunRecord(Callback):
         """A run that trained nothing has no result.
 
         Raises:
-            NumericsError: No optimizer step was taken.
+            StorageError: No optimizer step was taken.
+            NumericsError: All of them were left out.
         """
         if trainer.global_step == 0:
-            raise NumericsError("no optimizer step was taken", where="trainer", fix="more rows, epochs or max_steps")
+            raise StorageError(
+                "no optimizer step was taken, there is nothing to export",
+                where="run_dir",
+                fix="more rows, epochs, trainer.max_steps or trainer.max_time",
+            )
         if trainer.global_step == pl_module.num_skipped_steps:
             raise NumericsError(
                 f"all {trainer.global_step} optimizer steps were left out, the weights are those the run began with",
