@@ -48,8 +48,8 @@ class TokenizedDataModule(L.LightningDataModule):
         max_length: Tokens at which a text is cut; default: 512 or what the model can take, whichever is less.
         train_batch_size: Rows per rank and micro-batch; effective batch = it x ranks x trainer.accumulate_grad_batches.
         eval_batch_size: Rows per rank and batch in validation, test and prediction.
-        auto_batch: Where memory is exhausted, repeat the step with half the train_batch_size and twice the accumulation,
-            which gives the same result; in validation, with half the eval_batch_size. The run keeps what it has found.
+        auto_batch: Where memory is exhausted, repeat the step with half the train_batch_size and twice the
+            accumulation, which gives the same result; in validation, with half the eval_batch_size. The run keeps what it has found.
         seed: Seed of order, subsets and splits; default: ``seed_everything``.
         num_workers: Processes for loading, and for tokenizing.
         pin_memory: Page-locked memory for faster copies to a GPU; default: only where there is a GPU.
@@ -222,10 +222,13 @@ class TokenizedDataModule(L.LightningDataModule):
             cuts = (self.train_batch_size, self.accumulate, self.num_ranks, self.rank)
             encode = self.preparation.stream_encoder()
             batches = StreamBatches(stream.read, encode, self.collator(), *cuts, self.seed)
+            batches.epoch = self.epoch
             return StreamLoader(batches, self.num_workers, self.pins(), self.seed)
+        sampler = self.train_sampler()
+        sampler.epoch = self.epoch
         return BatchLoader(
             self.encoded["train"],
-            self.train_sampler(),
+            sampler,
             self.collator(),
             self.num_workers,
             self.pins(),
@@ -260,6 +263,11 @@ class TokenizedDataModule(L.LightningDataModule):
     def rank(self) -> int:
         """This process."""
         return self.trainer.global_rank if self.trainer else 0
+
+    @property
+    def epoch(self) -> int:
+        """The epoch to begin with: workers fetch ahead before Lightning says it."""
+        return self.trainer.current_epoch if self.trainer else 0
 
     @property
     def accumulate(self) -> int:
