@@ -49,7 +49,8 @@ class TokenizedDataModule(L.LightningDataModule):
         train_batch_size: Rows per rank and micro-batch; effective batch = it x ranks x trainer.accumulate_grad_batches.
         eval_batch_size: Rows per rank and batch in validation, test and prediction.
         auto_batch: Where memory is exhausted, repeat the step with half the train_batch_size and twice the
-            accumulation, which gives the same result; in validation, with half the eval_batch_size. The run keeps what it has found.
+            accumulation, which gives the same result; in validation, with half the eval_batch_size. The run
+            keeps what it has found.
         seed: Seed of order, subsets and splits; default: ``seed_everything``.
         num_workers: Processes for loading, and for tokenizing.
         pin_memory: Page-locked memory for faster copies to a GPU; default: only where there is a GPU.
