@@ -20,7 +20,6 @@ from lit_tune.callbacks.metric_log import MetricLog
 from lit_tune.callbacks.overfit_detector import OverfitCallback
 from lit_tune.callbacks.progress import RunProgress
 from lit_tune.callbacks.run_record import RunRecord
-from lit_tune.checkpointing.changed_settings import ChangedSettings
 from lit_tune.checkpointing.durable_io import DurableCheckpointIO
 from lit_tune.checkpointing.exact_resume import ExactResume
 from lit_tune.checkpointing.free_space import FreeSpace
@@ -60,7 +59,6 @@ def build_trainer(config: Namespace, verb: str, config_yaml: str, start: Start) 
         HangWatchdog(config.hang_timeout_seconds, record),
         EvalSchedule(config.eval_every_steps),
         ExactResume(run.metrics),
-        ChangedSettings(start.is_changed),
         FrozenWeights(),
         FreeSpace(run.checkpoints),
         metric_log,

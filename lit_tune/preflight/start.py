@@ -27,14 +27,12 @@ class Start:
         is_complete: Nothing is left to do.
         overwrite: What an earlier run left is deleted first.
         may_change: The data, the ranks and the config may differ from those of the run so far.
-        is_changed: The config differs from that of the checkpoint, or may.
     """
 
     checkpoint: Choice | None = None
     is_complete: bool = False
     overwrite: bool = False
     may_change: bool = False
-    is_changed: bool = False
 
 
 FROM_THE_BEGINNING = Start()
@@ -65,7 +63,7 @@ def plan_start(
         resume = "auto"
     if not manifest.get("trained"):
         run_dir.check_free(overwrite=False)
-        return Start(verify(run_dir, resume) if resume != "auto" else None, may_change=True, is_changed=True)
+        return Start(verify(run_dir, resume) if resume != "auto" else None, may_change=True)
     found = config_changes(run_dir, config_yaml)
     accept(found, run_dir, allow_changed)
     is_longer = any(c.effect == Effect.LONGER for c in found)
@@ -82,7 +80,7 @@ def plan_start(
         log.warning("%s holds a run that died before its first checkpoint: it starts again", run_dir)
         return Start(overwrite=True)
     say(choice)
-    return Start(choice, may_change=allow_changed, is_changed=bool(found))
+    return Start(choice, may_change=allow_changed)
 
 
 def start_of_rank_zero(run_dir: RunDir) -> Start | None:

@@ -101,7 +101,7 @@ def refused(runs: Runs, run: RunDir, capsys, *more: str) -> str:
 
 
 def test_a_directory_that_is_not_there_is_a_beginning(runs, tmp_path):
-    assert runs.plan(tmp_path / "new") == Start(may_change=True, is_changed=True)
+    assert runs.plan(tmp_path / "new") == Start(may_change=True)
     assert not (tmp_path / "new").exists()
 
 
@@ -221,7 +221,7 @@ def test_a_run_that_died_before_its_first_checkpoint_starts_again(runs, killed, 
 
 def test_a_run_that_never_trained_is_a_beginning(runs, killed):
     killed.write({"status": "running", "trained": False})
-    assert runs.plan(killed) == Start(may_change=True, is_changed=True)
+    assert runs.plan(killed) == Start(may_change=True)
 
 
 def test_the_newest_checkpoint_that_is_whole_is_taken_and_the_loss_is_said(runs, killed, capsys):
