@@ -93,25 +93,27 @@ class Window:
         Raises:
             OutOfMemory: A rank has given the step up.
         """
-        norm = float(gradient_norm(gradients)) if self.error is None else 0.0
-        flags = [not math.isfinite(norm), self.error is not None, signum == signal.SIGINT, signum == signal.SIGTERM]
-        sums = self.sums
+        own_norm = gradient_norm(gradients) if self.error is None else torch.zeros_like(self.sums[0])
+        mine = [self.error is not None, signum == signal.SIGINT, signum == signal.SIGTERM]
+        totals = self.sums
         if num_ranks > 1:
-            total = torch.cat([self.sums, torch.tensor(flags).to(self.sums)])
-            sum_over_ranks([total])  # Lightning's strategy.reduce has all ranks wait for each other first
-            sums, flags = total[:2], [count > 0 for count in total[2:].tolist()]
-        is_bad, gave_up, interrupted, terminated = flags
+            is_bad = (~torch.isfinite(own_norm)).to(self.sums).reshape(1)
+            totals = torch.cat([self.sums, is_bad, torch.tensor(mine).to(self.sums)])
+            sum_over_ranks([totals])  # Lightning's strategy.reduce has all ranks wait for each other first
+        # one transfer: the only time that the host waits for the device
+        loss_sum, denominator, *counts, norm = torch.cat([totals, own_norm.to(totals).reshape(1)]).tolist()
+        flags = [count > 0 for count in counts] or [not math.isfinite(norm), *mine]
+        bad_gradient, gave_up, interrupted, terminated = flags
         if gave_up:
             raise next(error for error in of_all_ranks(self.error) if error is not None)
         if sums_gradients:
             sum_over_ranks(gradients)
             norm, num_ranks = float(gradient_norm(gradients)), 1
-        loss_sum, denominator = sums.tolist()
         factor = self.scale * num_ranks / denominator if denominator else math.nan
         norm *= abs(factor)
         stop = int(signal.SIGTERM if terminated else signal.SIGINT if interrupted else 0)
-        is_finite = not is_bad and math.isfinite(norm) and math.isfinite(loss_sum)
-        return Totals(loss_sum, denominator, sums, factor, norm, is_finite, stop)
+        is_finite = not bad_gradient and math.isfinite(norm) and math.isfinite(loss_sum)
+        return Totals(loss_sum, denominator, totals[:2], factor, norm, is_finite, stop)
 
     def blame(self) -> tuple[list[int], int]:
         """Rows of the micro-batches whose loss is not a number, else all rows; and the labels in them, of all ranks.
