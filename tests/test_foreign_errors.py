@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from lit_tune.data.loader import quiet_forks
 from lit_tune.errors import HardwareError, OutOfMemory
 from lit_tune.foreign_errors import in_our_words
 
@@ -45,6 +46,7 @@ def bus_error() -> None:
     [(die, "was killed by signal Killed"), (bus_error, "was killed by signal Bus error"), (leave, "exited")],
 )
 def test_a_worker_that_died_is_exit_5_with_the_size_of_shared_memory(how, said):
+    quiet_forks(num_workers=1)  # as our loaders do: after an earlier fit torch would not know what killed it
     with pytest.raises(RuntimeError) as caught:
         next(iter(DataLoader(Fatal(how), num_workers=1)))
     error = in_our_words(caught.value)

@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data._utils import signal_handling
 
 from lit_tune import interrupts
 from lit_tune.data.samplers import FILLER, EvalBatchSampler, TrainBatchSampler, cut
@@ -57,6 +58,9 @@ def quiet_forks(num_workers: int) -> None:
     """Tokenizers that ran on several threads write five lines to stderr for each process forked after."""
     if num_workers:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        # torch sets its SIGCHLD handler, which tells what killed a worker, once per process; at the end of a fit Lightning
+        # puts back all handlers from before it
+        signal_handling._SIGCHLD_handler_set = False
 
 
 def start_worker(worker_id: int) -> None:
