@@ -58,8 +58,8 @@ def quiet_forks(num_workers: int) -> None:
     """Tokenizers that ran on several threads write five lines to stderr for each process forked after."""
     if num_workers:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        # torch sets its SIGCHLD handler, which tells what killed a worker, once per process; at the end of a fit Lightning
-        # puts back all handlers from before it
+        # torch sets its SIGCHLD handler, which tells what killed a worker, once per process; Lightning puts back all
+        # handlers from before a fit when that ends
         signal_handling._SIGCHLD_handler_set = False
 
 
