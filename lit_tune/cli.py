@@ -183,7 +183,8 @@ class LitTuneCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse ``self.settings``; ``args`` and ``sys.argv`` are not looked at."""
         rules = partial(_rules, verb=self.verb)
-        self.config, self.problems = parse_settings(parser, self.settings, self.problems, rules)
+        self.config, unread, wrong = parse_settings(parser, self.settings, self.problems, rules)
+        self.problems, self.unread = [*unread, *wrong], {problem.where or "" for problem in unread}
         if not self.lenient:
             raise_problems(self.problems)
 

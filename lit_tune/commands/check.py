@@ -37,10 +37,11 @@ def examined(cli: LitTuneCLI) -> Report:
     if not problems:
         with collected(problems):
             cli.build()  # trainer, callbacks, loggers
-    wrong = {problem.where or "" for problem in problems}
     report = Report()
     with collected(problems):
-        module, datamodule = cli.parts({where.split(".")[0] for where in wrong})
-        report = Preflight(cli.situation, module, datamodule, Path(cli.config.run_dir)).check(wrong)
-    report.findings[:0] = errors(problems)
+        module, datamodule = cli.parts({(problem.where or "").split(".")[0] for problem in problems})
+        preflight = Preflight(cli.situation, module, datamodule, Path(cli.config.run_dir))
+        report = preflight.check(cli.unread, with_trial=not problems)
+    told = {str(problem) for problem in problems}
+    report.findings = [*errors(problems), *(f for f in report.findings if str(f.problem) not in told)]
     return report

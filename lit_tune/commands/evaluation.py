@@ -8,6 +8,7 @@ from lit_tune.cli import parse_for_run
 from lit_tune.console import configure_logging
 from lit_tune.datamodule import TokenizedDataModule
 from lit_tune.module import FineTuneModule
+from lit_tune.preflight.examine import check_before_evaluation
 from lit_tune.preflight.finished_run import use_best_weights
 from lit_tune.run_dir import RunDir
 
@@ -41,5 +42,7 @@ def set_up(options: list[str], verb: str) -> Evaluation:
     cli = parse_for_run(options, verb)
     trainer, module, datamodule = cli.build()
     of_run = use_best_weights(cli.run_dir, module, datamodule)
+    if not of_run:
+        check_before_evaluation(module, datamodule)
     datamodule.prepare(verb)
     return Evaluation(cli.run_dir, trainer, module, datamodule, of_run)

@@ -43,7 +43,7 @@ Rules = Callable[[dict[str, Any]], list[LitTuneError]]
 
 def parse_settings(
     parser: LightningArgumentParser, settings: list[Setting], problems: list[LitTuneError], rules: Rules
-) -> tuple[Namespace, list[LitTuneError]]:
+) -> tuple[Namespace, list[LitTuneError], list[LitTuneError]]:
     """Parse and check.
 
     Args:
@@ -53,7 +53,7 @@ def parse_settings(
         rules: Contradictions of a parsed config, given as nested plain dicts.
 
     Returns:
-        The config, and all problems of it; settings that cannot be read are left out.
+        The config; settings that could not be read, which are left out of it; numbers out of range and contradictions.
 
     Raises:
         LitTuneError: So much is wrong that there is no config.
@@ -79,8 +79,7 @@ def parse_settings(
         raise_problems(problems)
     assert config is not None
     _derive(config, known)
-    problems += _after_parsing(config, settings, keys, rules, problems)
-    return config, problems
+    return config, problems, _after_parsing(config, settings, keys, rules, problems)
 
 
 def as_plain(value: Any) -> Any:

@@ -48,7 +48,8 @@ def default_cache_dir() -> Path:
 def digest(*parts: Any) -> str:
     """128 bits of a stable hash over plain data."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    # vocabularies of characters hold lone surrogates (CANINE's)
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

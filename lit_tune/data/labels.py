@@ -12,15 +12,11 @@ from typing import Any, Literal
 import numpy as np
 
 from lit_tune.data.distinct import Distinct, distinct
+from lit_tune.data.places import NUM_PLACES, Locate, places
 from lit_tune.errors import DataError, nearest
 
 Column = Sequence[Any] | np.ndarray | Distinct
 LabelKind = Literal["class", "multi", "number"]
-Locate = Callable[[int], str]
-
-NUM_PLACES = 5
-"""Rows an error names; it states the count of all of them."""
-
 NUM_NAMES_SHOWN = 10
 
 
@@ -229,10 +225,9 @@ def _shorten(value: Any) -> str:
 
 
 def _places(rows: list[int], locate: Locate) -> str:
-    """`` (train.csv:3, train.csv:9; 12 rows in all)``."""
-    shown = ", ".join(locate(i) for i in rows[:NUM_PLACES])
+    """`` (train.csv:3, 9; 12 rows in all)``."""
     total = f"; {len(rows)} rows in all" if len(rows) > NUM_PLACES else ""
-    return f" ({shown}{total})"
+    return f" ({places(rows[:NUM_PLACES], locate)}{total})"
 
 
 def _refuse_missing(column: Distinct, locate: Locate) -> None:

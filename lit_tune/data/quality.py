@@ -1,16 +1,18 @@
 """What is odd about the texts of a split without being wrong: empty, repeated, enormous, or seen in train."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from lit_tune.data.places import places
 from lit_tune.data.split import Split
 from lit_tune.data.texts import read_texts, text_hashes
 
 NUM_SAMPLES = 3
-SAMPLE_CHARS = 80
+SAMPLE_CHARS = 60
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class TextQuality:
         num_rows: Rows.
         num_empty: Rows whose text is blank in every text column.
         empty_cells: Column -> blank cells in it.
-        empty_places: Where the first empty rows stand.
+        empty_places: Where the first empty rows stand: ``train.csv:2, 9, ...``.
         num_duplicates: Rows whose text stood in an earlier row.
         duplicate_samples: ``train.csv:9 (as train.csv:2): the text``, at most 3.
         longest_chars: Characters of the longest row.
@@ -31,7 +33,7 @@ class TextQuality:
     num_rows: int
     num_empty: int
     empty_cells: dict[str, int]
-    empty_places: list[str]
+    empty_places: str
     num_duplicates: int
     duplicate_samples: list[str]
     longest_chars: int
@@ -89,7 +91,7 @@ def text_quality(split: Split, columns: Sequence[str]) -> TextQuality:
         num_rows=len(split),
         num_empty=int(is_empty.sum()),
         empty_cells={name: n for name, c in found.items() if (n := int(c.is_blank.sum()))},
-        empty_places=[split.locate(int(i)) for i in np.flatnonzero(is_empty)[:NUM_SAMPLES]],
+        empty_places=places(np.flatnonzero(is_empty), split.locate),
         num_duplicates=len(repeated),
         duplicate_samples=[_pair(split, int(i), split, int(earlier[i]), columns) for i in repeated[:NUM_SAMPLES]],
         longest_chars=int(chars[longest]) if len(chars) else 0,
@@ -115,4 +117,5 @@ def _pair(split: Split, row: int, other: Split, other_row: int, columns: Sequenc
     values = split.rows[row]  # type: ignore[index]
     text = " | ".join(" ".join(str(values[c]).split()) for c in columns)
     shown = text if len(text) <= SAMPLE_CHARS else text[: SAMPLE_CHARS - 3] + "..."
-    return f"{split.locate(row)} (as {other.locate(other_row)}): {shown}"
+    # the folders stand in the config; a message should keep its lines
+    return f"{os.path.basename(split.locate(row))} (as {os.path.basename(other.locate(other_row))}): {shown}"

@@ -77,7 +77,7 @@ class RawData:
         train = self.load("train", streaming)
         if train is None:
             raise ConfigError(
-                "there is nothing to train on", where="data.train", fix="data.train: a file, or data.dataset"
+                "there is no data to train on", where="data.train", fix="data.train: my.csv, or data.dataset: a Hub id"
             )
         return train
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from lit_tune.data.labels import NUM_PLACES
+from lit_tune.data.places import places
 from lit_tune.data.split import Split
 from lit_tune.errors import DataError
 
@@ -152,9 +152,8 @@ def _slices(texts: pa.LargeStringArray) -> Iterator[memoryview]:
 def _not_text(rows: np.ndarray, column: str, split: Split) -> DataError:
     value = split.rows[int(rows[0])][column]  # type: ignore[index]
     kind = "null" if value is None else f"a {type(value).__name__}"
-    places = ", ".join(split.locate(int(i)) for i in rows[:NUM_PLACES])
     return DataError(
-        f"text in column {column!r} is {kind} in {len(rows)} row(s) ({places}{', ...' if len(rows) > 5 else ''})",
+        f"text in column {column!r} is {kind} in {len(rows)} row(s) ({places(rows, split.locate)})",
         fix="fill in or drop these rows" if value is None else "name a column with text in task.init_args.text_columns",
     )
 

@@ -59,18 +59,15 @@ def data_given(s: Situation) -> Iterator[LitTuneError]:
 
 def validation_needed(s: Situation) -> Iterator[LitTuneError]:
     """Settings that wait for a validation that never comes."""
-    if not (s.verb == "fit" and s.surely_without_val):
+    why = s.why_without_val
+    if why is None or s.verb != "fit":
         return
-    fix = "data.val: a file, or data.val_fraction: 0.1"
+    fix = "leave it out" if "limit" in why else "data.val: a file, or data.val_fraction: 0.1"
     for key in ("early_stopping.patience", "checkpoint.monitor", "eval_every_steps"):
         if s[key] is not None:
-            yield ConfigError(
-                f"{s[key]} needs validation, and there is none: data.val_fraction is 0", where=key, fix=fix
-            )
+            yield ConfigError(f"{s[key]} needs validation, and there is none: {why}", where=key, fix=fix)
     if s["overfit.action"] == "stop" and s["overfit.enabled"] is not False:
-        yield ConfigError(
-            "stop needs validation, and there is none: data.val_fraction is 0", where="overfit.action", fix=fix
-        )
+        yield ConfigError(f"stop needs validation, and there is none: {why}", where="overfit.action", fix=fix)
 
 
 def streaming(s: Situation) -> Iterator[LitTuneError]:

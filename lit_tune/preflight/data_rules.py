@@ -78,13 +78,13 @@ def balance(facts: Facts) -> Iterator[Finding]:
         yield warning(
             f"{len(absent)} of {len(counts)} labels have no row in train: {', '.join(absent[:5])}",
             where="data.train",
-            fix="add rows, or leave these labels out of task.init_args.label_names",
+            fix="rows for them or fewer task.init_args.label_names",
         )
     if rare and total >= RARE_ROWS * len(counts):
         yield warning(
             f"{len(rare)} label(s) have fewer than {RARE_ROWS} rows in train: {', '.join(rare[:5])}",
             where="data.train",
-            fix="add rows, or join rare labels",
+            fix="more rows of them or fewer labels",
         )
     is_single = spec.problem_type == "single_label_classification"
     if is_single and max(counts) > DOMINANT_FRACTION * total:
@@ -126,8 +126,9 @@ def empty_texts(facts: Facts) -> Iterator[Finding]:
                 )
             continue
         share = found.num_empty / found.num_rows
-        places = ", ".join(found.empty_places) + (", ..." if found.num_empty > len(found.empty_places) else "")
-        what = f"{found.num_empty:,} of {found.num_rows:,} texts are empty in {split} ({share:.1%}; {places})"
+        what = (
+            f"{found.num_empty:,} of {found.num_rows:,} texts are empty in {split} ({share:.1%}; {found.empty_places})"
+        )
         fix = "fill in or drop these rows"
         if share > MAX_EMPTY_FRACTION:
             yield facts.judged("empty_texts", DataError(what, where=f"data.{split}", fix=fix))

@@ -11,6 +11,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from lit_tune.callbacks.monitor import resolve_monitor
+from lit_tune.checkpointing.free_space import NUM_CHECKPOINTS
 from lit_tune.data.split import Split
 from lit_tune.datamodule import TokenizedDataModule
 from lit_tune.errors import LitTuneError, collected, raise_problems
@@ -21,7 +22,14 @@ from lit_tune.preflight.advice_rules import advice
 from lit_tune.preflight.data_rules import Facts, data_findings
 from lit_tune.preflight.devices import device_findings, this_machine
 from lit_tune.preflight.findings import errors
-from lit_tune.preflight.model_rules import check_shapes, hashes_of_run, rehearse, skeleton_of, tokenizer_findings
+from lit_tune.preflight.model_rules import (
+    check_shapes,
+    hashes_of_run,
+    rehearse,
+    require_head,
+    skeleton_of,
+    tokenizer_findings,
+)
 from lit_tune.preflight.report import Report
 from lit_tune.preflight.samples import Sample, sample, trial_batches
 from lit_tune.preflight.situation import Situation
@@ -37,8 +45,6 @@ READ_FOR_DATA = (
     *("data.delimiter", "data.encoding", "data.streaming", "data.limit_"),
 )
 """Beginnings of keys without which there is nothing to look at."""
-NUM_CHECKPOINTS = 3
-"""Best, last, and the new one before an old one goes."""
 
 
 class Preflight:
@@ -76,17 +82,18 @@ class Preflight:
             self.together()
         return self.report
 
-    def check(self, reported: Collection[str] = ()) -> Report:
+    def check(self, unread: Collection[str] = (), with_trial: bool = True) -> Report:
         """Look at everything; the module is not to be used for training afterwards.
 
         Args:
-            reported: Keys that are known to be wrong: what depends on them is left out.
+            unread: Keys whose value is not in the config: what depends on them is left out.
+            with_trial: Take a few steps if nothing is wrong.
         """
         self.surroundings()
         problems: list[LitTuneError] = []
-        has_model = not touches(reported, READ_FOR_MODEL) and self.model(problems)
+        has_model = not touches(unread, READ_FOR_MODEL) and self.model(problems)
         used: dict[str, Split] = {}
-        if not touches(reported, READ_FOR_DATA):
+        if not touches(unread, READ_FOR_DATA):
             with collected(problems):
                 used = self.rows(has_model)
         self.report.findings += errors(problems)
@@ -97,14 +104,14 @@ class Preflight:
         self.report.rows = {name: len(split) for name, split in used.items() if name not in streamed}
         self.report.tokens, self.report.is_sample = {name: found.counts for name, found in drawn.items()}, True
         self.together()
-        if not self.report.errors and not reported:
+        if with_trial and not self.report.errors:
             self.trial(used["train"], drawn["train"])
         return self.report
 
     def surroundings(self) -> None:
         """Packages, devices, folders: independent of model and data."""
         s, found = self.situation, self.report.findings
-        found += version_findings() + missing_packages(s) + device_findings(s, this_machine()) + advice(s)
+        found += [*version_findings(), *missing_packages(s), *device_findings(s, this_machine()), *advice(s)]
         found += probe(self.run_dir, "run_dir", "a folder you can write to")
         cache = self.datamodule.preparation.cache_dir
         found += probe(cache, "data.cache_dir", "a folder you can write to, or set LIT_TUNE_CACHE")
@@ -163,8 +170,10 @@ class Preflight:
         if self.weights is not None:
             with collected(problems):
                 check_shapes(self.module, skeleton, self.weights)
-        needed = NUM_CHECKPOINTS * size.checkpoint_bytes + size.export_bytes
-        report.findings += room(self.run_dir, "run_dir", needed, f"{NUM_CHECKPOINTS} checkpoints and best/")
+        kept = [self.situation[f"checkpoint.keep_{which}"] for which in ("best", "last")]
+        needed = NUM_CHECKPOINTS * size.checkpoint_bytes if any(kept) else 0
+        wanted = sum(max(1, n) for n in kept if n) * size.checkpoint_bytes + size.checkpoint_bytes + size.export_bytes
+        report.findings += room(self.run_dir / "checkpoints", needed, wanted)
 
     def trial(self, train: Split, drawn: Sample) -> None:
         """A few steps."""
@@ -184,13 +193,13 @@ class Preflight:
             self.report.findings += memory_findings(self.report.trial)
 
 
-def touches(reported: Collection[str], keys: Collection[str]) -> bool:
-    """Whether one of the reported keys is among those that are read.
+def touches(unread: Collection[str], keys: Collection[str]) -> bool:
+    """Whether one of the keys is among those that are needed.
 
     >>> touches({"optimizer.lr"}, READ_FOR_DATA), touches({"data.val_split", "x"}, READ_FOR_DATA)
     (False, True)
     """
-    return any(key.startswith(tuple(keys)) for key in reported)
+    return any(key.startswith(tuple(keys)) for key in unread)
 
 
 def check_before_fit(
@@ -212,3 +221,18 @@ def check_before_fit(
         log.warning("%s", finding.problem)
     raise_problems([finding.problem for finding in report.errors])
     return report
+
+
+def check_before_evaluation(module: FineTuneModule, datamodule: TokenizedDataModule) -> None:
+    """A model that no run here has trained: are its files whole, and has it a head?
+
+    Raises:
+        LitTuneError: No.
+    """
+    if module.from_scratch:
+        return
+    weights = find_weights(module.model_name, module.revision)
+    verify(weights, hashes_of_run(Path(module.model_name)))
+    skeleton = skeleton_of(module, datamodule.spec or module.task.spec_of_model(datamodule.reader.config))
+    if skeleton is not None:
+        require_head(module.model_name, skeleton, weights)

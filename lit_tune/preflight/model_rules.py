@@ -64,14 +64,20 @@ def hashes_of_run(folder: Path) -> dict[str, str]:
 
 
 def tokenizer_findings(task: Task, tokenizer: PreTrainedTokenizerBase) -> list[Finding]:
-    """A tokenizer without what the task reads, or one that is slow."""
+    """A tokenizer that is slow.
+
+    Raises:
+        ModelError: It lacks what the task reads.
+    """
     if tokenizer.is_fast:
         return []
     kind = type(tokenizer).__name__
     if task.needs_offsets:
-        what = f"{kind} is written in Python and does not know where its tokens stand in the text"
-        fix = "a model with a fast tokenizer (tokenizer.json)"
-        return [Finding("error", ModelError(what, where="data.tokenizer", fix=fix))]
+        raise ModelError(
+            f"{kind} is written in Python and does not know where its tokens stand in the text",
+            where="data.tokenizer",
+            fix="a model with a fast tokenizer (tokenizer.json)",
+        )
     return [
         warning(
             f"{kind} is written in Python: tokenizing takes 10 to 100 times as long",
@@ -154,9 +160,28 @@ def check_shapes(module: FineTuneModule, skeleton: PreTrainedModel, weights: Wei
         ModelError: Weights of another shape.
     """
     stored, head = weights.shapes(), head_parameter_names(skeleton)
-    wanted = {name: tuple(p.shape) for name, p in skeleton.named_parameters()}
-    mismatched = [(name, stored[name], shape) for name, shape in wanted.items() if stored.get(name, shape) != shape]
+    prefix = f"{skeleton.base_model_prefix}."  # weights of a model without a head have names without it
+    mismatched = []
+    for name, parameter in skeleton.named_parameters():
+        shape, found = tuple(parameter.shape), stored.get(name) or stored.get(name.removeprefix(prefix))
+        if found and found != shape:
+            mismatched.append((name, found, shape))
     refuse_other_shapes(mismatched, head if module.new_head else set(), head, module.model_name)
+
+
+def require_head(name: str, skeleton: PreTrainedModel, weights: WeightFiles) -> None:
+    """Refuse a model that would be measured with random numbers in its head.
+
+    Raises:
+        ModelError: Parameters of the head are not in the files.
+    """
+    missing = sorted(head_parameter_names(skeleton) - weights.shapes().keys()) if weights.files else []
+    if missing:
+        raise ModelError(
+            f"{name} has no trained head ({missing[0]} is missing)",
+            where="model.model_name_or_path",
+            fix="train it first with `lit-tune fit`, or give the config.yaml of a finished run",
+        )
 
 
 @contextmanager

@@ -51,9 +51,13 @@ class Situation:
         return max(1, count) * (self["trainer.num_nodes"] or 1)
 
     @property
-    def surely_without_val(self) -> bool:
-        """No val file, no share of train, and no data set that may have a val split."""
-        return self["data.val"] is None and self["data.dataset"] is None and self["data.val_fraction"] == 0
+    def why_without_val(self) -> str | None:
+        """Why there surely is no validation; None where there may be one."""
+        if self["trainer.limit_val_batches"] == 0:
+            return "trainer.limit_val_batches is 0"
+        if self["data.val"] is None and self["data.dataset"] is None and self["data.val_fraction"] == 0:
+            return "data.val_fraction is 0"
+        return None
 
     @property
     def device(self) -> str:

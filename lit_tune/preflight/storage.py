@@ -4,9 +4,9 @@ import os
 import shutil
 from pathlib import Path
 
-from lit_tune.durable import discard, megabytes, write_durably
-from lit_tune.errors import StorageError
-from lit_tune.preflight.findings import Finding, warning
+from lit_tune.durable import check_free_space, discard, megabytes, write_durably
+from lit_tune.errors import LitTuneError, StorageError, collected
+from lit_tune.preflight.findings import Finding, errors, warning
 
 
 def probe(folder: Path, key: str, fix: str) -> list[Finding]:
@@ -22,14 +22,27 @@ def probe(folder: Path, key: str, fix: str) -> list[Finding]:
     return []
 
 
-def room(folder: Path, key: str, needed: int, what: str) -> list[Finding]:
-    """Compare free space with what is needed; little more than that is worth a warning."""
+def room(folder: Path, needed: int, wanted: int) -> list[Finding]:
+    """Compare free space with what is needed.
+
+    Args:
+        folder: Where it will be written; need not exist.
+        needed: Bytes without which a run cannot start.
+        wanted: Bytes that it writes in the end.
+    """
+    problems: list[LitTuneError] = []
+    with collected(problems):
+        check_free_space(folder, needed)
     free = shutil.disk_usage(existing(folder)).free
-    said = f"{what} need {megabytes(needed)}, {megabytes(free)} are free on the disk of {folder}"
-    fix = f"free some space, or {key} on another disk"
-    if free < needed:
-        return [Finding("error", StorageError(said, where=key, fix=fix))]
-    return [warning(said, where=key, fix=fix)] if free < 1.5 * needed else []
+    if problems or free > wanted:
+        return errors(problems)
+    return [
+        warning(
+            f"the run writes {megabytes(wanted)}, {megabytes(free)} are free",
+            where=str(folder),
+            fix="free some space, or a run_dir on another disk",
+        )
+    ]
 
 
 def existing(folder: Path) -> Path:

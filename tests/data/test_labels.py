@@ -47,7 +47,7 @@ def test_the_kind_of_a_label_column_is_read_off_its_values(values, kind):
 @pytest.mark.parametrize("blank", [None, float("nan"), "", "  "])
 def test_missing_labels_are_refused_with_their_first_five_rows_and_the_count(blank):
     values = ["x", *[blank] * 7, "y"]
-    with pytest.raises(DataError, match=r"7 of 9 labels are missing \(a.csv:2, a.csv:3, .*a.csv:6; 7 rows in all\)"):
+    with pytest.raises(DataError, match=r"7 of 9 labels are missing \(a.csv:2, 3, 4, 5, 6; 7 rows in all\)"):
         label_kind(values, at)
     for encode in (encode_class_labels, encode_multi_labels):
         with pytest.raises(DataError, match="7 of 9"):
@@ -64,7 +64,7 @@ def test_missing_labels_inside_lists_are_refused():
 @pytest.mark.parametrize(
     ("values", "parts"),
     [
-        (["a", 1, 2], ["text such as 'a' in 1 rows (a.csv:1)", "number such as 1 in 2 rows (a.csv:2, a.csv:3)"]),
+        (["a", 1, 2], ["text such as 'a' in 1 rows (a.csv:1)", "number such as 1 in 2 rows (a.csv:2, 3)"]),
         ([True, 1], ["true/false such as True"]),
         ([["a"], "a"], ["list such as ['a']", "text such as 'a'"]),
         ([["a"], ["b", 1]], ["number such as 1 in 1 rows (a.csv:2)"]),
@@ -121,7 +121,7 @@ def test_an_unknown_label_names_value_rows_known_labels_and_the_nearest():
     with pytest.raises(DataError) as caught:
         encode_class_labels(["pos", "posx", "neg", "posx", "?"], ["neg", "pos"], at)
     message = str(caught.value)
-    assert "label 'posx' never occurs in train (a.csv:2, a.csv:4), nor do 1 other labels" in message
+    assert "label 'posx' never occurs in train (a.csv:2, 4), nor do 1 other labels" in message
     assert "known: 'neg', 'pos'" in message
     assert "is 'pos' meant?" in message
     with pytest.raises(DataError, match=r"'c' never occurs in the config \(a.csv:2\)"):
