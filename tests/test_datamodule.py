@@ -234,7 +234,7 @@ def finished_run(tiny_model_dir, tmp_path_factory) -> Path:
 
 def test_without_val_the_last_weights_are_exported_and_the_verdict_says_not_measured(finished_run):
     manifest = json.loads((finished_run / "manifest.json").read_text())
-    assert manifest["exported"] .startswith("last-")
+    assert manifest["exported"].startswith("last-")
     assert manifest["verdict"]["state"] == "not measured"
     assert "not measured" in (finished_run / "best" / "README.md").read_text()
     assert (finished_run / "best" / "model.safetensors").is_file()

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from lit_tune.data import splits
 from lit_tune.datamodule import TokenizedDataModule
-from lit_tune.errors import ConfigError, DataError, LitTuneError, ModelError, StorageError
+from lit_tune.errors import DataError, LitTuneError, ModelError, StorageError
 from lit_tune.tasks.sequence_classification import SequenceClassification
 
 
