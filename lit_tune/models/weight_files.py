@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from safetensors import safe_open
 
 from lit_tune.durable import fingerprint
@@ -57,7 +58,10 @@ def find_weights(name: str, revision: str | None) -> WeightFiles:
         if problem := check_folder(folder):
             raise problem
         return WeightFiles(sorted(folder.glob("*.safetensors")))
-    cached = [try_to_load_from_cache(name, file, revision=revision) for file in (SINGLE, INDEX)]
+    try:
+        cached = [try_to_load_from_cache(name, file, revision=revision) for file in (SINGLE, INDEX)]
+    except HFValidationError as error:
+        raise explain(error, name, revision) from error
     there = [Path(path) for path in cached if isinstance(path, str)]
     if not there:
         return _on_the_hub(name, revision)
