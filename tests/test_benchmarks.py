@@ -169,6 +169,7 @@ def test_both_sides_of_the_quality_table_are_scored_alike(monkeypatch, problem):
         assert float(ours[name]) == pytest.approx(value, abs=1e-6), name
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
 def test_a_save_is_measured_beside_the_others(tmp_path):
     report, printed = run("checkpoint_save.py", tmp_path, "--quick", "--markdown")

@@ -37,7 +37,7 @@ def resolve_monitor(trainer: L.Trainer, monitor: str | None, where: str) -> tupl
     close = nearest(monitor, known) or nearest(f"val/{monitor.rsplit('/', 1)[-1]}", known)
     raise ConfigError(
         f"{monitor!r} is never logged by {type(data.task).__name__} on {data.spec.problem_type}; "
-        f"there are: {', '.join(totals)}",
+        f"there are: {', '.join(totals[:6])}{' ...' if len(totals) > 6 else ''}",
         where=where,
         fix=f"{where}: {close or totals[0]}",
     )
