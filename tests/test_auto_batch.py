@@ -144,6 +144,7 @@ def test_without_auto_batch_it_is_exit_8_with_shape_peak_and_settings_to_change(
 
 @pytest.mark.ddp
 @pytest.mark.parametrize("fault", ["memory in backward", pytest.param("memory", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_two_ranks_go_on_together_when_one_is_out_of_memory(files, smaller, tmp_path, fault):
     settings = {"trainer__devices": 2, "data__train_batch_size": 4, "checkpoint__every_n_steps": 4}
     broken = {"calls": [8], "fault": fault, "above_rows": 2, "rank": 1}

@@ -48,6 +48,7 @@ def check_lit_tune(cells: list[dict]) -> None:
         assert cell["loss"] == pytest.approx(cell["true_loss"], rel=tolerance), cell
 
 
+@pytest.mark.slow
 def test_the_quick_table_finds_lit_tune_exact_and_a_mean_of_means_wrong(tmp_path):
     report, printed = run("exactness.py", tmp_path, "--quick", "--markdown")
     check_lit_tune(report["cells"])

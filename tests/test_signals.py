@@ -120,6 +120,7 @@ def test_sigterm_while_rows_are_tokenized_ends_at_once(start):
     assert run.output().endswith("lit-tune: ended by SIGTERM\n")
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_validation_leaves_it_and_it_is_due_again(start):
     run = start("validation", 2, "--data.num_workers", "1", "--data.eval_batch_size", "1")
     send(run, INT, "group", run.at("validation", 2))
@@ -186,6 +187,7 @@ def test_a_signal_while_torch_is_imported_ends_at_once(tmp_path):
     assert process.returncode == 143
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_ends_the_run_with_the_stacks_of_all(start):
     run = start("step", 2, "--hang_timeout_seconds", "5")
     run.at("step", 2)  # and no word to go on

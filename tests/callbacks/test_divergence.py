@@ -32,6 +32,7 @@ def diverge(tiny_model_dir, folder, settings, **overrides):
 
 
 @pytest.mark.parametrize("fault", ["loss", "inf"])
+@pytest.mark.slow
 def test_a_diverged_validation_ends_the_run_and_is_neither_best_nor_last(tiny_model_dir, tmp_path, fault):
     loss = {"class_path": "faulty.FaultyLoss", "init_args": {"calls": [1], "fault": fault, "while_training": False}}
     run, error = diverge(tiny_model_dir, tmp_path, {"loss": loss})
