@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     """Import :func:`build` only when asked: ``lit-tune --help`` must not import torch."""
     if name == "build":
+        from lit_tune.preflight.versions import refuse_malware
+
+        refuse_malware()
         from lit_tune.cli import build
 
         return build

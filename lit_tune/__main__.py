@@ -20,6 +20,7 @@ from lit_tune.errors import ConfigError, LitTuneError, nearest
 from lit_tune.foreign_errors import in_our_words
 from lit_tune.imports import allow_import
 from lit_tune.interrupts import Interruption
+from lit_tune.preflight.versions import refuse_malware
 from lit_tune.ranks import join_ranks, tell_rank_zero, watch_rank_zero
 
 VERBS: dict[str, str] = {
@@ -154,6 +155,7 @@ def _load(verb: str) -> Callable[..., Any]:
         )
     # torch reads it when it is imported: operators that Apple's GPUs lack then run on the CPU instead of failing
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
+    refuse_malware()
     module = importlib.import_module(f"lit_tune.commands.{verb}")
     return getattr(module, verb)
 

@@ -64,6 +64,17 @@ def version_findings(
     return (*known_bad(installed), *contradictions("lit-tune", installed, required))
 
 
+def refuse_malware(installed: Installed = installed_version) -> None:
+    """To be called before Lightning is imported, which is when it would steal.
+
+    Raises:
+        HardwareError: An installed package is known malware.
+    """
+    for finding in known_bad(installed):
+        if "malware" in finding.problem.what:
+            raise finding.problem
+
+
 def missing_packages(s: Situation, installed: Installed = installed_version) -> list[Finding]:
     """Packages that a setting needs."""
     loggers = s["logger"] if isinstance(s["logger"], list) else [s["logger"]]

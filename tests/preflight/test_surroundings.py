@@ -1,6 +1,8 @@
 """Machine, packages, folders: rules on machines that are not this one, and probes on this one."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,14 @@ from lit_tune.preflight.devices import Machine, device_findings, this_machine
 from lit_tune.preflight.situation import Situation
 from lit_tune.preflight.step_rules import plan_of, step_findings
 from lit_tune.preflight.storage import probe, room
-from lit_tune.preflight.versions import KNOWN_BAD, contradictions, known_bad, missing_packages, version_findings
+from lit_tune.preflight.versions import (
+    KNOWN_BAD,
+    contradictions,
+    known_bad,
+    missing_packages,
+    refuse_malware,
+    version_findings,
+)
 
 
 def situation(accelerators=(), num_devices=0, verb="fit", **keys) -> Situation:
@@ -102,6 +111,17 @@ def test_versions_known_to_be_bad_are_errors_and_malware_is_told_first():
     assert "CVE-2026-58659" in next(iter(known_bad(installed(lightning="2.6.1")))).problem.what
     assert list(known_bad(installed(lightning="2.6.6", torch="2.10.0", transformers="5.3.0"))) == []
     assert {package for package, *_ in KNOWN_BAD} >= {"lightning", "torch", "transformers"}
+
+
+def test_malware_is_refused_before_it_is_imported():
+    with pytest.raises(HardwareError, match=r"lightning 2\.6\.2 is malware"):
+        refuse_malware(installed(lightning="2.6.2"))
+    refuse_malware(installed(lightning="2.6.1"))  # a hole, which a run tells; importing it does no harm
+    code = (
+        "import sys, lit_tune.__main__; print([m for m in ('torch', 'lightning', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]", "the check comes too late"
 
 
 def test_a_version_below_ours_is_an_error_and_other_contradictions_are_warnings():
