@@ -1,11 +1,11 @@
 """What it costs that a loss or gradient which is not a number never reaches the weights.
 
-    python benchmarks/guard_overhead.py [--steps 200] [--batch 16] [--markdown] [--json guard_overhead.json] [--quick]
+    python benchmarks/guard_overhead.py [--steps 60] [--batch 16] [--markdown] [--json guard_overhead.json] [--quick]
 
 The same training with and without the guard, alternately step by step in one run, so that a busy machine is busy for
 both. Without it the step is what lit-tune's was before: the same sums, scaling and clipping, but nothing is read back
 and nothing is checked. Shown are medians of processor time: the whole optimizer step, and in it the hook that scales
-and clips. On a GPU, where the guard makes the host wait for the backward pass, it is wall-clock time. A minute.
+and clips. On a GPU, where the guard makes the host wait for the backward pass, it is wall-clock time. Two minutes.
 """
 
 import argparse
@@ -133,7 +133,7 @@ def measure(model: Path, folder: Path, steps: int, batch: int) -> dict[str, floa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=200, help="per model; half of them with the guard")
+    parser.add_argument("--steps", type=int, default=60, help="per model; half of them with the guard")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--markdown", action="store_true")
     parser.add_argument("--json", type=Path)
