@@ -12,7 +12,6 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 import yaml
 from jsonargparse import set_parsing_settings
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -21,7 +20,7 @@ from lit_tune.config.parse import as_plain, parse_settings
 from lit_tune.config.sections import LINKS, SECTIONS, TRAINER_DEFAULTS, RunSettings, section_names, tasks
 from lit_tune.config.sources import Setting, parse_options, read_config, settings_of
 from lit_tune.datamodule import TokenizedDataModule
-from lit_tune.errors import ConfigError, LitTuneError, raise_problems
+from lit_tune.errors import ConfigError, LitTuneError, is_out_of_memory, raise_problems
 from lit_tune.imports import allow_import, allowed_imports, import_class, refused_imports
 from lit_tune.module import FineTuneModule
 from lit_tune.optim.optimizers import CLASSES, OptimizerSettings
@@ -116,9 +115,11 @@ class LitTuneCLI(LightningCLI):
             try:
                 made = self.parser.instantiate(self.config)
                 self.trainer = build_trainer(made, self.verb, self.to_yaml(), start)
-            except MisconfigurationException as error:
+            except Exception as error:
+                if isinstance(error, LitTuneError) or is_out_of_memory(error) or _is_of_ours(error):
+                    raise
                 raise ConfigError(
-                    " ".join(str(error).split()), where="trainer", fix="change the option it names"
+                    " ".join(str(error).split())[:300], where="trainer", fix="change the option it names"
                 ) from error
         check_number(os.environ, self.trainer.num_devices, self.trainer.num_nodes)
         supervise(self.trainer)
@@ -282,6 +283,14 @@ def _rules(config: dict[str, Any], verb: str) -> list[LitTuneError]:
         except LitTuneError as error:
             problems += getattr(error, "problems", [error])
     return problems
+
+
+def _is_of_ours(error: BaseException) -> bool:
+    """Whether an exception was raised in this package: then it is a bug, and no answer to the config."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and Path(trace.tb_frame.f_code.co_filename).is_relative_to(Path(__file__).parent)
 
 
 def _hardware() -> tuple[list[str], int]:

@@ -202,7 +202,53 @@ def unseal(data: bytes) -> dict[str, Any]:
         raise ValueError("it is damaged, or was changed by hand: its own hash does not fit")
     fields = json.loads(data)
     del fields[HASH]
+    wrong = next((key for key in _SHAPES.keys() & fields.keys() if not fits(fields[key], _SHAPES[key])), None)
+    if wrong is not None:
+        raise ValueError(f"{wrong!r} is not what lit-tune writes there")
     return fields
+
+
+_NUMBER, _FIELDS = (int, float, type(None)), (dict, type(None))
+_SHAPES: dict[str, Any] = {
+    "status": str,
+    "trained": bool,
+    "steps": int,
+    "seconds": _NUMBER,
+    "exported": str,
+    "checkpoints": [{"path": str, "bytes": int, HASH: str, "step": _NUMBER, "epoch": _NUMBER, "versions": _FIELDS}],
+    "spec": {
+        "problem_type": str,
+        "label_names": [str],
+        "label_counts": [int],
+        "num_rows": int,
+        "baseline": {str: _NUMBER},
+    },
+    "verdict": _FIELDS,
+    EXPORT_HASHES: {str: [(int, str)]},
+}
+"""What is read back of a manifest: its hash tells damage, not who has written it."""
+
+
+def fits(value: Any, shape: Any) -> bool:
+    """Whether plain data has the types it should.
+
+    Args:
+        value: Plain data.
+        shape: A type or several; ``[shape]`` for a list; ``{str: shape}`` for a mapping, or ``{key: shape}`` for one
+            whose keys are known; what is missing counts as None.
+
+    >>> fits({"a": [1, 2]}, {"a": [int]}), fits({"a": "x"}, {"a": [int]}), fits({"b": 1}, {str: int})
+    (True, False, True)
+    """
+    if isinstance(shape, list):
+        return isinstance(value, list) and all(fits(v, shape[0]) for v in value)
+    if not isinstance(shape, dict):
+        return isinstance(value, shape)
+    if not isinstance(value, dict):
+        return False
+    if str in shape:
+        return all(fits(v, shape[str]) for v in value.values())
+    return all(fits(value.get(key), inner) for key, inner in shape.items())
 
 
 def finite(value: Any) -> Any:
@@ -229,7 +275,8 @@ def environment() -> dict[str, Any]:
     return {
         "versions": versions,
         "python": platform.python_version(),
-        "platform": platform.platform(),
+        # not platform.platform(), which starts a process to ask for the processor and drops it
+        "platform": f"{platform.system()}-{platform.release()}-{platform.machine()}",
         "git_commit": git_commit(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
@@ -239,7 +286,8 @@ def git_commit() -> str | None:
     """Commit of the working folder, with ``-dirty`` where files were changed; None outside a repository."""
     try:
         described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            # the working folder may be anybody's: its git config must not name a program to run
+            ["git", "-c", "core.fsmonitor=false", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
             capture_output=True,
             text=True,
             timeout=5,

@@ -469,7 +469,7 @@ def compare_ranks_with_one_process(rank, port, results):
 @pytest.mark.ddp
 def test_two_ranks_with_unequal_or_no_rows_give_the_scores_of_one(tmp_path):
     torch.multiprocessing.spawn(compare_ranks_with_one_process, (free_port(), str(tmp_path)), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     for problem, (build, rows) in COLLECTIONS.items():
         for num_rows in (1, 20, 3000):
             preds, target = rows(num_rows, 3)

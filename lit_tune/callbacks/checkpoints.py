@@ -148,12 +148,13 @@ class LastCheckpoint(PatientCheckpoint):
 
 
 def step_of(checkpoint: Path) -> int:
-    """The optimizer step in a checkpoint's name.
+    """The optimizer step in a checkpoint's name; 0 in any other.
 
-    >>> step_of(Path("checkpoints/best-0000120.ckpt"))
-    120
+    >>> step_of(Path("checkpoints/best-0000120.ckpt")), step_of(Path("notes.txt"))
+    (120, 0)
     """
-    return int(checkpoint.stem.rpartition("-")[2])
+    number = checkpoint.stem.rpartition("-")[2]
+    return int(number) if number.isdecimal() else 0
 
 
 def moved(state: dict[str, Any], folder: str) -> dict[str, Any]:

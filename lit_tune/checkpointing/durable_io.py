@@ -28,7 +28,7 @@ from lit_tune.durable import (
     sync_folder,
     temporary_of,
 )
-from lit_tune.errors import StorageError
+from lit_tune.errors import StorageError, is_out_of_memory
 from lit_tune.run_dir import RunDir
 
 log = logging.getLogger("lit_tune")
@@ -40,6 +40,8 @@ written, so that the whole file is written again."""
 HANDED_OVER = ".temp.ckpt"
 """Weights on their way from a forked rank zero to the process that started it (lightning 2.6.6,
 strategies/launchers/multiprocessing.py); no checkpoint."""
+
+_ZIP = b"PK\x03\x04"
 
 PAUSES_SECONDS = (0.1, 1.0)
 """Before the second and the third try."""
@@ -208,17 +210,29 @@ def load_plain(path: Path, map_location: Any, shown: Path | None = None) -> dict
     """Read a checkpoint that holds nothing but plain types and tensors.
 
     Raises:
-        StorageError: It holds more, which would be code.
+        StorageError: It holds more, which would be code, or is no checkpoint.
+        OSError: It cannot be read.
     """
+    where, fix = str(shown or path), "restore it from a copy"
+    with path.open("rb") as file:
+        if file.read(len(_ZIP)) != _ZIP:  # torch would read its formats of before 2020, and unpack a tar into TMPDIR
+            raise StorageError("it is no checkpoint", where=where, fix=fix)
     try:
-        return torch.load(path, map_location=map_location, weights_only=True, mmap=False)
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=False)
     except UnpicklingError as e:
         named = re.search(r"(?:GLOBAL|global|class) `?'?([\w.]+)", str(e))
         raise StorageError(
             f"it holds more than plain types and tensors{f': {named[1]}' if named else ''}",
-            where=str(shown or path),
+            where=where,
             fix="callbacks and hyper-parameters with plain types in their state",
         ) from e
+    except Exception as e:  # torch has no class for what may be wrong with a file
+        if isinstance(e, OSError) or is_out_of_memory(e):
+            raise
+        raise StorageError(f"it cannot be read: {(str(e).splitlines() or [''])[0][:200]}", where=where, fix=fix) from e
+    if not isinstance(checkpoint, dict):
+        raise StorageError(f"it holds a {type(checkpoint).__name__}, no checkpoint", where=where, fix=fix)
+    return checkpoint
 
 
 def retried(write: Callable[[], Fingerprint], target: Path) -> Fingerprint:

@@ -157,8 +157,8 @@ def check_format(entry: dict[str, Any], path: Path) -> None:
         StorageError: With a table of the versions.
     """
     here = {"format": str(CHECKPOINT_FORMAT), **versions_here()}
-    wrote = {"format": str(entry.get("format")), **entry.get("versions", {})}
-    other = [name for name in here if release(here[name]) != release(wrote.get(name, "unknown"))]
+    wrote = {"format": str(entry.get("format")), **(entry.get("versions") or {})}
+    other = [name for name in here if release(here[name]) != release(str(wrote.get(name, "unknown")))]
     if not other:
         return
     rows = "".join(f"\n  {name:<10} {wrote.get(name, 'unknown'):<14} {here[name]}" for name in other)

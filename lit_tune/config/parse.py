@@ -10,7 +10,7 @@ import json
 import os
 import re
 from argparse import ArgumentError
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from jsonargparse import Namespace
@@ -104,8 +104,25 @@ def _task_in_use(settings: list[Setting]) -> Setting:
 
 def _parse(parser: LightningArgumentParser, stand_ins: list[str], settings: list[Setting]) -> Namespace:
     # jsonargparse prints a hint about abstract classes and the like on the way to its error
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere), _without_working_folder():
         return parser.parse_args([*stand_ins, *arguments_of(settings)])
+
+
+@contextlib.contextmanager
+def _without_working_folder() -> Iterator[None]:
+    """Python processes that are started meanwhile import nothing from the working folder, which may be anybody's.
+
+    jsonargparse looks for type stubs where ``python -c "import sys, json; ..."`` says (typeshed_client 2.12): a json.py
+    in the working folder would run.
+    """
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["PYTHONSAFEPATH"]
+        if before is not None:
+            os.environ["PYTHONSAFEPATH"] = before
 
 
 def _parse_what_is_right(
@@ -121,7 +138,7 @@ def _parse_what_is_right(
         in_order = [problems[i] for i in sorted(problems)]
         try:
             return _parse(parser, stand_ins, settings), settings, in_order
-        except ArgumentError as error:
+        except (ArgumentError, RecursionError) as error:  # the latter: a text of a thousand brackets
             message = str(error)
         suspects = _suspects(message, settings)
         if len(suspects) == 1:
@@ -203,7 +220,7 @@ def _one_by_one(
         try:
             _parse(parser, stand_ins, [*good, setting])
             good.append(setting)
-        except ArgumentError as error:
+        except (ArgumentError, RecursionError) as error:
             if _is_completed_later(setting, settings, str(error)):
                 good.append(setting)
                 continue

@@ -151,6 +151,10 @@ def class_given(value: Any) -> str | None:
     return value.strip() if isinstance(value, str) else None
 
 
+def _cut_name(name: str) -> str:
+    return name if len(name) <= MAX_VALUE_CHARACTERS else name[:MAX_VALUE_CHARACTERS] + "..."
+
+
 def whole_config(message: str) -> ConfigError:
     """What jsonargparse says of a config whose settings are all right one by one."""
     return ConfigError(_essence(message) or _cut(message), where="config", fix="see `lit-tune fit --help`")
@@ -163,7 +167,7 @@ def _wrong_task(setting: Setting) -> ConfigError:
     guess = nearest(name.rsplit(".", 1)[-1], known)
     hint = f"did you mean {guess}? " if guess else ""
     return ConfigError(
-        f"there is no task {name}; {hint}there are: {', '.join(known)}{_where(setting)}",
+        f"there is no task {_cut_name(name)}; {hint}there are: {', '.join(known)}{_where(setting)}",
         where="task.class_path",
         fix=f"class_path: {guess or next(iter(known))}",
     )
@@ -187,7 +191,7 @@ def _wrong_class(setting: Setting, parameter: Parameter, message: str) -> Config
     if unknown and names_class:
         guess = nearest(unknown[0].rsplit(".", 1)[-1], known)
         return ConfigError(
-            f"{unknown[0]} is not a {kind}{f'; did you mean {guess}?' if guess else ''}{_where(setting)}",
+            f"{_cut_name(unknown[0])} is not a {kind}{f'; did you mean {guess}?' if guess else ''}{_where(setting)}",
             where=setting.key,
             fix=f"write {guess}" if guess else f"give the full path of a {kind}, as package.module.ClassName",
         )
@@ -199,15 +203,15 @@ def _wrong_class(setting: Setting, parameter: Parameter, message: str) -> Config
             where=setting.key,
             fix=f"{{class_path: {example}, init_args: {{...}}}}, or leave {setting.key} out",
         )
-    shown = ", ".join(names) if names and names_class else kind
+    shown = ", ".join(map(_cut_name, names)) if names and names_class else kind
     return ConfigError(f"{said}{_where(setting)}", where=setting.key, fix=f"give the arguments that {shown} documents")
 
 
 def _not_allowed(setting: Setting, name: str) -> ConfigError:
     return ConfigError(
-        f"{name} is not on the list of imports that a config may name{_where(setting)}",
+        f"{_cut_name(name)} is not on the list of imports that a config may name{_where(setting)}",
         where=setting.key,
-        fix=remedy(name),
+        fix=_cut(remedy(name)),
     )
 
 
@@ -257,7 +261,7 @@ def _as_written(key: str, setting: Setting) -> str:
 
 def _shown(value: Any) -> str:
     text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
-    return text if len(text) <= MAX_VALUE_CHARACTERS else text[:MAX_VALUE_CHARACTERS] + "..."
+    return _cut_name(text)
 
 
 def _fix_value(setting: Setting, parameter: Parameter) -> str:

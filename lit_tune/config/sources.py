@@ -148,7 +148,7 @@ def _settings_of_option(name: str, value: str | None, sections: Collection[str])
         tree = read_yaml(value, name)[0]
         return list(settings_of({key: tree}, sections, lambda _: COMMAND_LINE))
     if key == "task":
-        return [Setting("task.class_path", value, COMMAND_LINE, f"{name}={value}")]
+        return [Setting("task.class_path", value, COMMAND_LINE, f"--task.class_path={value}")]
     return [Setting(_with_init_args(key), value, COMMAND_LINE, f"{name}={_as_json(value, name)}")]
 
 

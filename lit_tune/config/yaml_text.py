@@ -17,6 +17,9 @@ MAX_NODES = 100_000  # after aliases are followed; a "billion laughs" file is a 
 MAX_DEPTH = 40  # Python gives up at about 300; a config has 6
 MAX_DIGITS = 30  # Python refuses to print more than 4300, and no key takes more than 20
 
+# jsonargparse reads texts as YAML once more where a number is expected (4.53), and follows their aliases.
+_ANCHOR = re.compile(r"(?<![^\s,:\[{])&([^\s,\[\]{}]+)")
+_ALIAS = re.compile(r"(?<![^\s,:\[{])\*([^\s,\[\]{}]+)")
 _PLAIN = (str, int, float, bool, type(None))
 
 
@@ -119,6 +122,8 @@ def _check_text(text: str, where: str) -> None:
     if wrong is not None:
         name = "a NUL character" if wrong == "\0" else "half of a surrogate pair, no character"
         raise ConfigError(f"the text holds {name}", where=where, fix="remove it")
+    if set(_ANCHOR.findall(text)) & set(_ALIAS.findall(text)):
+        raise ConfigError("the text holds YAML aliases (&a ... *a)", where=where, fix="write the value, without quotes")
 
 
 def _read_lines(node: yaml.Node, prefix: str, lines: dict[str, int], where: str, count: list[int], depth: int) -> None:

@@ -1,10 +1,12 @@
 """Data sets of the Hugging Face Hub, and folders that ``datasets`` wrote."""
 
 import os
+import re
 from typing import Any
 
 import datasets
 import xxhash
+import yaml
 from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled
 
@@ -16,7 +18,12 @@ from lit_tune.errors import DataError, LitTuneError, nearest
 USUAL_NAMES = {"train": ("train",), "val": ("validation", "val", "dev", "valid"), "test": ("test",)}
 """Our split -> what data sets call it."""
 
+PLAIN_FORMATS = ("parquet", "csv", "json", "text", "arrow", "cache")
+"""Builders of ``datasets`` that read rows and nothing else: no pickles, archives, media or scripts. ``cache`` is what a
+Hub data set is read with offline."""
+
 _HASHED_ROWS = 10_000
+_README_CHARACTERS = 100_000
 
 
 def open_dataset(
@@ -85,7 +92,14 @@ def _from_repository(
             raise DataError(f"there is no folder {dataset}", where="data.dataset", fix=fix)
     if not os.path.isdir(dataset) and not hub_access.is_reachable():
         datasets.config.HF_HUB_OFFLINE = True
+    refuse_distant_files(dataset)
     builder = datasets.load_dataset_builder(dataset, name, revision=revision)
+    if builder.name not in PLAIN_FORMATS:
+        raise DataError(
+            f"its files are read by {builder.name!r}; rows come from parquet, csv, json, text and arrow files",
+            where=dataset,
+            fix="a copy in parquet, e.g. data.revision: refs/convert/parquet; or data.train for files",
+        )
     available = [str(s) for s in (builder.info.splits or builder.config.data_files or {})]
     found = choose_split(split, available, split_name, dataset)
     if found is None:
@@ -98,6 +112,28 @@ def _from_repository(
     if len(rows) == 0:
         raise DataError(f"split {found!r} has no rows", where=dataset, fix="choose another split")
     return rows, found, content_fingerprint(rows)
+
+
+def refuse_distant_files(folder: str) -> None:
+    """A folder's README may name its files; ``datasets`` fetches what it names from anywhere, offline too (5.2).
+
+    Raises:
+        DataError: It names an address, or a file outside of the folder.
+    """
+    for name in ("README.md", ".huggingface.yaml"):
+        path = os.path.join(folder, name)
+        if not os.path.isfile(path):
+            continue
+        with open(path, encoding="utf-8", errors="replace") as file:
+            text = file.read(_README_CHARACTERS)
+        head = text.split("---\n")[1:2] if name == "README.md" else [text]
+        try:
+            card = yaml.safe_load(head[0]) if head else {}
+        except (yaml.YAMLError, ValueError, RecursionError):
+            card = text  # its every word
+        named = card.get("configs") if isinstance(card, dict) else card
+        if re.search(r"://|(?<![\w.])(?:/|~|\.\./)", str(named)):
+            raise DataError("names files that are not in this folder", where=path, fix="data.train: the files")
 
 
 def choose_split(split: str, available: list[str], split_name: str | None, dataset: str) -> str | None:

@@ -53,6 +53,8 @@ def parse_json_lines(path: str, encoding: str) -> list[dict[str, Any]]:
                 continue
             try:
                 row = json.loads(line)
+            except RecursionError:
+                raise DataError("json is nested too deeply", where=f"{path}:{number}", fix="remove this line") from None
             except json.JSONDecodeError as error:
                 raise _broken_json(path, number, error.msg, line[max(0, error.pos - 40) : error.pos + 40]) from None
             if not isinstance(row, dict):
@@ -74,6 +76,8 @@ def json_layout(path: str, encoding: str) -> str:
         return "array"
     try:
         json.loads(first)
+    except RecursionError:
+        return "lines"  # said by what reads them
     except json.JSONDecodeError:
         # an object printed over several lines begins with a lone brace, or with its first key but no end
         return "lines" if second.startswith("{") or first.endswith("}") else "object"

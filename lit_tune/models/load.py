@@ -18,6 +18,7 @@ from transformers.utils import logging as hf_logging
 
 from lit_tune import hub_access
 from lit_tune.errors import ConfigError, LitTuneError, ModelError, nearest
+from lit_tune.models.detours import refuse_detours, refuse_kernels
 from lit_tune.models.layers import head_parameter_names
 from lit_tune.models.load_errors import KEY, explain, first_line
 
@@ -75,6 +76,7 @@ def load_config(name: str, revision: str | None = None, overrides: dict[str, Any
                 where=f"model.config_overrides.{key}",
                 fix=f"a value like the model's own: {getattr(config, key)!r}",
             ) from e
+    refuse_kernels(config, name, KEY)
     return config
 
 
@@ -173,6 +175,8 @@ def build_model(
         ModelError: Weights that cannot be read or do not fit, or an attention kernel the model lacks.
     """
     quiet_transformers()
+    if Path(name).is_dir() and not from_scratch:
+        refuse_detours(Path(name), KEY)
     torch_dtype: Any = dtype if dtype == "auto" else getattr(torch, dtype)
     options = {"trust_remote_code": False} | (
         {"attn_implementation": attn_implementation} if attn_implementation else {}

@@ -49,6 +49,10 @@ def explain(error: BaseException, name: str, revision: str | None, key: str = KE
             where=key,
             fix="a model whose architecture is part of transformers",
         )
+    if "Weights only load failed" in text:
+        return ModelError(
+            f"{name} leads to pickled weights, which can run code when read", where=key, fix="weights in safetensors"
+        )
     if Path(name).exists():
         return explain_folder(Path(name), text, key)
     return explain_hub(name, chain, text, key)

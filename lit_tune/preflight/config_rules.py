@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lit_tune.errors import ConfigError, LitTuneError
+from lit_tune.preflight.confinement import hub_code, output_paths
 from lit_tune.preflight.situation import Rule, Situation
 from lit_tune.preflight.trainer_rules import (
     checkpoint_writers,
@@ -18,8 +19,6 @@ from lit_tune.preflight.trainer_rules import (
 )
 
 LABEL_FIELDS = ("num_labels", "id2label", "label2id", "problem_type")
-# Tokens of Hugging Face, GitHub, AWS and OpenAI as their issuers document them; config.yaml is copied around freely.
-_SECRET = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|AKIA[0-9A-Z]{16}|sk-[A-Za-z0-9_-]{20,})")
 
 
 def contradictions(situation: Situation) -> list[LitTuneError]:
@@ -229,17 +228,6 @@ def model(s: Situation) -> Iterator[LitTuneError]:
         )
 
 
-def secrets(s: Situation) -> Iterator[LitTuneError]:
-    """A token in a config ends up in config.yaml, in loggers and in model cards."""
-    for key, value in _leaves(s.config, ""):
-        if isinstance(value, str) and _SECRET.search(value):
-            yield ConfigError(
-                "the value looks like an access token, and a config is copied into the run",
-                where=key,
-                fix="remove it here; give it as an environment variable (HF_TOKEN, WANDB_API_KEY)",
-            )
-
-
 RULES: tuple[Rule, ...] = (
     refused_trainer_options,
     checkpoint_writers,
@@ -254,7 +242,8 @@ RULES: tuple[Rule, ...] = (
     without_effect,
     losses,
     model,
-    secrets,
+    output_paths,
+    hub_code,
 )
 
 
@@ -269,14 +258,3 @@ def _as_list(value: Any) -> list[Any]:
 def _brief(value: Any) -> str:
     files = _as_list(value)
     return str(files[0]) + (f" and {len(files) - 1} more" if len(files) > 1 else "")
-
-
-def _leaves(tree: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(tree, dict):
-        for key, value in tree.items():
-            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
-    elif isinstance(tree, list | tuple):
-        for value in tree:
-            yield from _leaves(value, prefix)
-    else:
-        yield prefix, tree

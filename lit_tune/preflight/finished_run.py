@@ -1,6 +1,7 @@
 """validate, test and predict from a run alone: its best weights and its labels, nothing retyped."""
 
 import logging
+from dataclasses import fields
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,8 @@ def use_best_weights(run_dir: RunDir, module: FineTuneModule, datamodule: Tokeni
     module.from_scratch, module.new_head, module.freeze_patterns = False, False, []
     datamodule.use_model(best)
     if "spec" in manifest:
-        datamodule.spec = Spec(**manifest["spec"])
+        known = {field.name for field in fields(Spec)}
+        datamodule.spec = Spec(**{name: value for name, value in manifest["spec"].items() if name in known})
     log.info("weights  %s (%s)", best, manifest.get("exported", "best"))
     return True
 

@@ -47,7 +47,7 @@ class Situation:
         elif "," in text:  # "0,2": numbers of devices
             count = len([part for part in text.split(",") if part.strip()])
         else:
-            count = int(text) if text.isdigit() else 1
+            count = int(text) if text.isdecimal() and len(text) < 7 else 1
         return max(1, count) * (self["trainer.num_nodes"] or 1)
 
     @property

@@ -1,5 +1,6 @@
 """Rules on the ``trainer`` section: options that break a guarantee, devices that are not here, number formats."""
 
+import re
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
@@ -13,6 +14,11 @@ from lit_tune.preflight.situation import Situation
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
 STRATEGIES = ("auto", "ddp", "ddp_spawn", "ddp_fork", "ddp_notebook", "ddp_find_unused_parameters_true")
 UNSUPPORTED_STRATEGIES = ("fsdp", "deepspeed", "xla", "tp", "model_parallel", "hpu", "horovod", "bagua", "colossalai")
+
+
+MAX_DEVICES = 1024
+DEVICES = re.compile(r"None|auto|-1|[0-9]{1,4}(\s*,\s*[0-9]{1,4})*,?|\[[0-9, ]*\]")
+"""How ``trainer.devices`` may be written, as text."""
 
 
 def refused_trainer_options(s: Situation) -> Iterator[LitTuneError]:
@@ -87,6 +93,14 @@ def trainer_names(s: Situation) -> Iterator[LitTuneError]:
     known = ("auto", *StrategyRegistry.available_strategies(), *UNSUPPORTED_STRATEGIES)  # these last have a reason
     if isinstance(strategy, str) and not strategy.startswith(known):
         yield _unknown_name("trainer.strategy", strategy, STRATEGIES, nearest(strategy, STRATEGIES) or "auto")
+    devices = s["trainer.devices"]
+    one = devices if isinstance(devices, int) else 1
+    if isinstance(devices, bool) or not (-1 <= one <= MAX_DEVICES and one) or not DEVICES.fullmatch(str(devices)):
+        yield ConfigError(
+            f"{str(devices)[:60]!r} is no number of devices",
+            where="trainer.devices",
+            fix="trainer.devices: 1, a list of their numbers, -1 for all of them, or auto",
+        )
     algorithm = s["trainer.gradient_clip_algorithm"]
     if algorithm not in (None, "norm", "value"):
         yield _unknown_name("trainer.gradient_clip_algorithm", algorithm, ("norm", "value"), "norm")
@@ -119,11 +133,7 @@ def hardware(s: Situation) -> Iterator[LitTuneError]:
         )
         return
     count = (
-        int(devices)
-        if isinstance(devices, int) or str(devices).isdigit()
-        else len(devices)
-        if isinstance(devices, list)
-        else 1
+        int(devices) if re.fullmatch("[0-9]{1,6}", str(devices)) else len(devices) if isinstance(devices, list) else 1
     )
     if s.device in ("cuda", "mps") and count > max(1, s.num_devices):
         yield HardwareError(

@@ -129,7 +129,6 @@ CONTRADICTIONS = [
         {"trainer.strategy": {"class_path": DDP, "init_args": {"checkpoint_io": {"class_path": ASYNC_IO}}}},
         "trainer.strategy.init_args.checkpoint_io",
     ),
-    ({"wandb.notes": "key hf_" + "a1B2" * 8, "logger": "wandb"}, "wandb.notes"),
 ]
 
 
