@@ -26,7 +26,7 @@ class LitTuneError(ValueError):
     exit_code: ClassVar[int] = 1
 
     def __init__(self, what: str, *, where: str | None = None, fix: str | None = None) -> None:
-        what, where, fix = hide_secrets(what), where and hide_secrets(where), fix and hide_secrets(fix)
+        what, where, fix = fit_to_print(what), where and fit_to_print(where), fix and fit_to_print(fix)
         self.what, self.where, self.fix = what, where, fix
         lines = [f"{where}: {what}" if where else what]
         if fix:
@@ -163,6 +163,15 @@ def holds_secret(text: str) -> bool:
     (True, False, False)
     """
     return _SECRET.search(text) is not None
+
+
+def fit_to_print(text: str) -> str:
+    """The text without secrets, and without the middle of words that nobody would read to the end.
+
+    >>> len(fit_to_print("a.csv and " + "x" * 3000))
+    263
+    """
+    return re.sub(r"(\S{200})\S{100,}(\S{50})", r"\1...\2", hide_secrets(text))
 
 
 def hide_secrets(text: str) -> str:

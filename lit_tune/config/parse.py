@@ -32,6 +32,7 @@ from lit_tune.config.run_name import run_dir_of
 from lit_tune.config.secrets import without_secrets
 from lit_tune.config.sections import DEFAULT_TASK, parameter_at
 from lit_tune.config.sources import Setting
+from lit_tune.config.types import is_none_allowed
 from lit_tune.errors import LitTuneError, raise_problems
 
 PLACEHOLDER = "placeholder"
@@ -259,11 +260,14 @@ def _after_parsing(
     rules: Rules,
     earlier: list[LitTuneError],
 ) -> list[LitTuneError]:
-    """Ranges, then contradictions; none about a key, or a section for contradictions, that is already reported."""
+    """Nulls and ranges, then contradictions; none about a key, or a section for contradictions, already reported."""
     last = {s.key: s for s in settings}
     reported = {p.where for p in earlier}
+    # jsonargparse lets null pass for any type
+    nulls = [s for s in last.values() if s.key not in reported and _is_wrong_null(config, s, keys)]
+    ranges: list[LitTuneError] = [_problem(s, keys, "null") for s in nulls]
+    reported |= {s.key for s in nulls}
     sections = {(where or "").split(".")[0] for where in reported}
-    ranges: list[LitTuneError] = []
     for key in RANGES:
         problem = out_of_range(key, _value(config, key), last.get(key), keys.get(key))
         if problem and key not in reported:
@@ -275,6 +279,14 @@ def _after_parsing(
         if where.split(".")[0] not in sections and where not in reported:
             found.append(_located(contradiction, last.get(where)))
     return ranges + found
+
+
+def _is_wrong_null(config: Namespace, setting: Setting, keys: dict[str, Parameter]) -> bool:
+    """Whether a setting is null where its type has no null."""
+    parameter = keys.get(setting.key)
+    if parameter is None or parameter.hint is Any or is_none_allowed(parameter.hint):
+        return False
+    return setting.value is None and _value(config, setting.key) is None
 
 
 def _located(problem: LitTuneError, setting: Setting | None) -> LitTuneError:

@@ -1,0 +1,59 @@
+"""Malicious checkpoints, configs, data and models execute nothing, write nowhere else and end with the right code."""
+
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+from security.corpus import BAIT, BAIT_SOURCE, CASES, MARKER, Kit
+from security.watched import Outcome, watched
+from toy import toy_rows, write_csv
+
+
+@pytest.fixture(scope="module")
+def kit(tmp_path_factory, tiny_model_dir) -> Kit:
+    """Good files, and a run that was made of them under the same watch."""
+    folder = tmp_path_factory.mktemp("kit")
+    train = write_csv(folder / "train.csv", toy_rows(40))
+    made = Kit(folder, tiny_model_dir, train, folder / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        outcome = run_watched(made.fit("--overwrite"), folder, patch)
+    assert (outcome.code, outcome.foreign) == (0, []), outcome.err
+    return made
+
+
+def run_watched(arguments: list[str], folder: Path, patch: pytest.MonkeyPatch) -> Outcome:
+    """The command may write its run directory and caches, and nothing else."""
+    caches = folder / "caches"
+    for made in (folder / "run", caches / "lit_tune"):
+        made.mkdir(parents=True, exist_ok=True)
+    patch.setenv("LIT_TUNE_CACHE", str(caches / "lit_tune"))
+    patch.setattr(datasets.config, "HF_DATASETS_CACHE", caches / "datasets")  # read from the environment at import
+    return watched(arguments, [folder / "run", caches])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_malicious_file_does_nothing_and_ends_with_the_right_code(name, kit, tmp_path, monkeypatch):
+    folder = tmp_path / "work"
+    folder.mkdir()
+    (tmp_path / "bait").mkdir()
+    (tmp_path / "bait" / f"{BAIT}.py").write_text(BAIT_SOURCE)
+    monkeypatch.syspath_prepend(tmp_path / "bait")
+    monkeypatch.chdir(folder)
+    case = CASES[name]
+    arguments = case.make(Kit(folder, kit.model, kit.train, kit.run))
+    before = set(tmp_path.rglob("*"))
+    outcome = run_watched(arguments, folder, monkeypatch)
+    assert outcome.foreign == []
+    assert outcome.code == case.code, outcome.err
+    assert "Traceback" not in outcome.err
+    assert case.says in " ".join(outcome.err.split())
+    if case.code:
+        assert "Fix: " in outcome.err
+        assert len(outcome.err.strip().splitlines()) <= 16  # up to 10 of them said by a fit before it fails
+    new = set(tmp_path.rglob("*")) - before
+    allowed = (folder / "run", folder / "caches")
+    assert [p for p in new if not any(p == a or a in p.parents for a in allowed)] == []
+    assert MARKER not in {p.name for p in new}
+    assert BAIT not in sys.modules
