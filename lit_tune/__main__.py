@@ -18,7 +18,7 @@ from lit_tune.config.flags import option_of, take_flags
 from lit_tune.config.parameters import Parameter, parameters_of
 from lit_tune.errors import ConfigError, LitTuneError, nearest
 from lit_tune.foreign_errors import in_our_words
-from lit_tune.imports import allow_import
+from lit_tune.imports import allow_import, allow_remote_code
 from lit_tune.interrupts import Interruption
 from lit_tune.preflight.versions import refuse_malware
 from lit_tune.ranks import join_ranks, tell_rank_zero, watch_rank_zero
@@ -38,6 +38,7 @@ EXIT_BUG, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 130, 143
 
 SHARED_FLAGS = [
     Parameter("allow_import", list[str], [], ""),
+    Parameter("allow_remote_code", bool, False, ""),
     Parameter("debug", bool, False, ""),
     Parameter("help", bool, False, ""),
 ]
@@ -125,6 +126,8 @@ def _run(verb: str, tokens: list[str]) -> None:
     shared, tokens = take_flags(tokens, SHARED_FLAGS)
     for package in shared.get("allow_import", []):
         allow_import(package)
+    if shared.get("allow_remote_code"):
+        allow_remote_code()
     if shared.get("help"):
         from lit_tune.config.help import verb_help
         from lit_tune.preflight.trainer_rules import NOT_OFFERED

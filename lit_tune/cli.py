@@ -17,10 +17,11 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lit_tune import __version__
 from lit_tune.config.parse import as_plain, parse_settings
+from lit_tune.config.problems import cannot_be_made
 from lit_tune.config.sections import LINKS, SECTIONS, TRAINER_DEFAULTS, RunSettings, section_names, tasks
 from lit_tune.config.sources import Setting, parse_options, read_config, settings_of
 from lit_tune.datamodule import TokenizedDataModule
-from lit_tune.errors import ConfigError, LitTuneError, is_out_of_memory, raise_problems
+from lit_tune.errors import LitTuneError, is_out_of_memory, raise_problems
 from lit_tune.imports import allow_import, allowed_imports, import_class, refused_imports
 from lit_tune.module import FineTuneModule
 from lit_tune.optim.optimizers import CLASSES, OptimizerSettings
@@ -118,9 +119,7 @@ class LitTuneCLI(LightningCLI):
             except Exception as error:
                 if isinstance(error, LitTuneError) or is_out_of_memory(error) or _is_of_ours(error):
                     raise
-                raise ConfigError(
-                    " ".join(str(error).split())[:300], where="trainer", fix="change the option it names"
-                ) from error
+                raise cannot_be_made(error) from error
         check_number(os.environ, self.trainer.num_devices, self.trainer.num_nodes)
         supervise(self.trainer)
         self.model, self.datamodule = made.model, made.data

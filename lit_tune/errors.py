@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 MAX_MESSAGE_LINES = 6
+MAX_CHARACTERS = 800
+"""Of each part of a message: six full lines."""
 
 
 class LitTuneError(ValueError):
@@ -166,12 +168,13 @@ def holds_secret(text: str) -> bool:
 
 
 def fit_to_print(text: str) -> str:
-    """The text without secrets, and without the middle of words that nobody would read to the end.
+    """The text without secrets, and without the middle of what nobody would read to the end.
 
-    >>> len(fit_to_print("a.csv and " + "x" * 3000))
-    263
+    >>> len(fit_to_print("a.csv and " + "x" * 3000)), len(fit_to_print("{a: " * 1000))
+    (263, 803)
     """
-    return re.sub(r"(\S{200})\S{100,}(\S{50})", r"\1...\2", hide_secrets(text))
+    text = re.sub(r"(\S{200})\S{100,}(\S{50})", r"\1...\2", hide_secrets(text))
+    return text if len(text) <= MAX_CHARACTERS else f"{text[: MAX_CHARACTERS - 150]}...{text[-150:]}"
 
 
 def hide_secrets(text: str) -> str:

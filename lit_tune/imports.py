@@ -71,6 +71,7 @@ _HOLDS_THE_LIST = ("jsonargparse", "lit_tune")
 _EXTRAS = {"bitsandbytes": "lit-tune[8bit]", "wandb": "lit-tune[wandb]"}
 
 _added: list[str] = []
+_remote_code = False
 
 
 def allow_import(prefix: str) -> None:
@@ -94,6 +95,20 @@ def allow_import(prefix: str) -> None:
         )
     if prefix not in _added:
         _added.append(prefix)
+
+
+def allow_remote_code() -> None:
+    """Let models bring code of their own in this process; for ``--allow-remote-code`` and Python users.
+
+    What may run then is decided in :mod:`lit_tune.models.remote_code`.
+    """
+    global _remote_code
+    _remote_code = True
+
+
+def is_remote_code_allowed() -> bool:
+    """Whether somebody has said so on the command line; no config can."""
+    return _remote_code
 
 
 def allowed_imports() -> list[str]:

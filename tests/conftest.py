@@ -37,3 +37,8 @@ def own_cache(tmp_path_factory, monkeypatch):
     """No test sees the cache of another or of the person."""
     monkeypatch.setenv("LIT_TUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("datasets")))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest test first: at the end the other worker would wait for it."""
+    items.sort(key=lambda item: item.path.name != "test_types.py")

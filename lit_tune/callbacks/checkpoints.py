@@ -58,6 +58,7 @@ class BestCheckpoint(PatientCheckpoint):
             log.warning("the best by %s does not count any more: now it is %s", state_dict["monitor"], self.monitor)
             return
         super().load_state_dict(moved(state_dict, str(self.dirpath)))
+        self._take(self.best_k_models)
         self.current_score = state_dict["current_score"]
 
     def check_monitor_top_k(self, trainer: L.Trainer, current: torch.Tensor | None = None) -> bool:
@@ -100,9 +101,8 @@ class LastCheckpoint(PatientCheckpoint):
         newest = max((step_of(Path(p)) for p in state_dict["best_k_models"]), default=0)
         assert self.dirpath is not None
         files = [p for p in Path(self.dirpath).glob("last-*.ckpt") if step_of(p) <= newest]
-        self.best_k_models = {str(p): torch.tensor(step_of(p)) for p in sorted(files, key=step_of)}
+        self._take({str(p): torch.tensor(step_of(p)) for p in sorted(files, key=step_of)})
         if self.best_k_models:
-            self.kth_best_model_path, self.kth_value = next(iter(self.best_k_models.items()))
             self.best_model_path, self.best_model_score = list(self.best_k_models.items())[-1]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -16,6 +16,7 @@ from lit_tune.callbacks.overfit_detector import OverfitCallback
 from lit_tune.callbacks.run_record import RunRecord
 from lit_tune.durable import fingerprints, sync_folder, sync_tree, temporary_of
 from lit_tune.errors import NumericsError, StorageError
+from lit_tune.models.remote_code import code_options
 from lit_tune.run_dir import EXPORT_HASHES, RunDir
 
 log = logging.getLogger("lit_tune")
@@ -176,7 +177,10 @@ def verify(pl_module: Any, trainer: Any, folder: Path, expected: torch.Tensor | 
     """
     fix = "run fit again; if it stays so, this is a bug in lit-tune"
     try:
-        model = pl_module.task.auto_class.from_pretrained(folder, dtype=pl_module.model.dtype, use_safetensors=True)
+        code = code_options(str(folder), None, "run_dir")
+        model = pl_module.task.auto_class.from_pretrained(
+            folder, dtype=pl_module.model.dtype, use_safetensors=True, **code
+        )
     except Exception as e:  # each broken file has its own class of error
         reason = f"{type(e).__name__}: {str(e).partition(chr(10))[0][:200]}"
         raise StorageError(f"the export does not load: {reason}", where=str(folder.parent), fix=fix) from e

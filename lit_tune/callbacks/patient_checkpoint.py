@@ -47,6 +47,24 @@ class PatientCheckpoint(ModelCheckpoint):
         there = [] if trainer.fast_dev_run else sorted(Path(str(self.dirpath)).glob(f"{role}-*.ckpt"))  # type: ignore[attr-defined]
         self._unwanted = tuple(str(path) for path in there if str(path) not in self.best_k_models)
 
+    def _take(self, found: dict[str, torch.Tensor]) -> None:
+        """Take charge of the best of the files that are there, at most as many as are kept.
+
+        A run that was killed between a save and the deletion of what it replaces leaves one too many, fewer are wanted
+        after a change of the config; Lightning, which replaces a file only where it has exactly ``save_top_k`` of them,
+        would keep all that follow.
+
+        Args:
+            found: Path -> what it is kept by.
+        """
+        in_order = sorted(found, key=lambda path: float(found[path]), reverse=self.mode == "max")
+        kept = set(in_order if self.save_top_k == -1 else in_order[: self.save_top_k])
+        self.best_k_models = {path: score for path, score in found.items() if path in kept}
+        if self.best_k_models and self.save_top_k in (-1, len(self.best_k_models)):
+            worst = max if self.mode == "min" else min
+            self.kth_best_model_path = worst(self.best_k_models, key=lambda path: float(found[path]))
+            self.kth_value = found[self.kth_best_model_path]
+
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Nothing is left over."""
         super().on_train_end(trainer, pl_module)

@@ -81,6 +81,7 @@ def attempt(
     except BaseException as error:
         record.fail(error)
         raise
+    record.close()  # ranks that this process has forked could not let go of what it holds
     if is_rank_zero() and not trainer.fast_dev_run and cli.run_dir.read().get("status") != "complete":
         raise StorageError(
             "fit ended without an export", where="trainer.callbacks", fix="remove those that end it early"

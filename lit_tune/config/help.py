@@ -21,6 +21,7 @@ COMMON_FLAGS: list[tuple[str, str]] = [
     ("--config FILE, -c FILE", "A config in YAML; several overlay each other, keys on the command line come on top."),
     ("--print_config", "Print the resolved config and stop."),
     ("--allow-import PACKAGE", "Let the config name classes of this package; may be given several times."),
+    ("--allow-remote-code", "Run the code of the model's repository, at the commit in model.revision."),
     ("--debug", "Show a traceback with every error."),
     ("--help [SECTION]", f"This text, or all about one section: {', '.join(section_names())}."),
 ]

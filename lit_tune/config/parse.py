@@ -16,6 +16,7 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
+from lit_tune.config.logger_folders import use_run_dir
 from lit_tune.config.parameters import Parameter
 from lit_tune.config.problems import (
     keys_for,
@@ -251,6 +252,7 @@ def _derive(config: Namespace, settings: list[Setting]) -> None:
     if config.run_dir is None:
         config.run_dir = run_dir_of(as_plain(config.data), config.model.model_name_or_path)
     config.trainer.default_root_dir = config.run_dir
+    use_run_dir(config.trainer.get("logger"), config.run_dir)
 
 
 def _after_parsing(

@@ -160,6 +160,21 @@ def whole_config(message: str) -> ConfigError:
     return ConfigError(_essence(message) or _cut(message), where="config", fix="see `lit-tune fit --help`")
 
 
+def cannot_be_made(error: Exception) -> ConfigError:
+    """What a class of the config says of its arguments, or of a package that it needs."""
+    text = str(error)
+    named = re.search(r"Problem with given class_path '([\w.]+)':\s*(.+?)(?=\n\s*- |\nGiven value|\Z)", text, re.DOTALL)
+    if named is None:  # the first alternative of a union is the one that was meant
+        first = re.search(r"\bErrors:\s*- (.+?)(?=\n\s*- |\Z)", text, re.DOTALL)
+        return ConfigError(_cut(first[1] if first else text), where="trainer", fix="change the option it names")
+    needed = re.search(r"pip install ([^`\n]+)", named[2]) or re.search(r"No module named '(\w+)", named[2])
+    return ConfigError(
+        f"{named[1].rpartition('.')[2]} cannot be made: {_cut(named[2])}",
+        where="trainer",
+        fix=f"pip install {needed[1].removeprefix('-U ')}" if needed else "other arguments, or another class",
+    )
+
+
 def _wrong_task(setting: Setting) -> ConfigError:
     name, known = str(class_given(setting.value) or setting.value), tasks()
     if "." in name and not is_allowed(name):

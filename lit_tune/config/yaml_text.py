@@ -73,10 +73,10 @@ def read_yaml(text: str, where: str) -> tuple[Any, dict[str, int]]:
         raise _not_yaml(where, error) from error
     except RecursionError:
         raise _too_deep(where) from None
-    except (ValueError, TypeError) as error:  # what a tag such as !!int "x" comes to
+    except (ValueError, TypeError, AttributeError) as error:  # what a tag such as !!int "x" comes to
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError(f"not valid YAML: {error}", where=where, fix="check the values and tags") from error
+        raise ConfigError(f"not valid YAML: {error}", where=where, fix="check the values and tags (!!...)") from error
     if not is_plain(tree):
         raise ConfigError("a tag makes a date, a set or bytes", where=where, fix="write the plain value without a tag")
     return tree, lines

@@ -21,6 +21,7 @@ from lit_tune.errors import ConfigError, LitTuneError, ModelError, nearest
 from lit_tune.models.detours import refuse_detours, refuse_kernels
 from lit_tune.models.layers import head_parameter_names
 from lit_tune.models.load_errors import KEY, explain, first_line
+from lit_tune.models.remote_code import code_options, code_options_of_config
 
 log = logging.getLogger("lit_tune")
 hf_logging.disable_progress_bar()
@@ -54,7 +55,7 @@ def load_config(name: str, revision: str | None = None, overrides: dict[str, Any
     quiet_transformers()
     ask_hub_first(name)
     try:
-        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(name, revision=revision, **code_options(name, revision, KEY))
     except LitTuneError:
         raise
     except Exception as e:
@@ -94,7 +95,9 @@ def load_tokenizer(name: str, revision: str | None = None, key: str = KEY) -> Pr
     quiet_transformers()
     ask_hub_first(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, **code_options(name, revision, key))
+    except LitTuneError:
+        raise
     except Exception as e:
         error = explain(e, name, revision, key)
         if Path(name).is_dir() and (key != KEY or (Path(name) / "config.json").is_file()):
@@ -178,12 +181,12 @@ def build_model(
     if Path(name).is_dir() and not from_scratch:
         refuse_detours(Path(name), KEY)
     torch_dtype: Any = dtype if dtype == "auto" else getattr(torch, dtype)
-    options = {"trust_remote_code": False} | (
-        {"attn_implementation": attn_implementation} if attn_implementation else {}
-    )
+    code = code_options(name, revision, KEY)
+    options = {"attn_implementation": attn_implementation} if attn_implementation else {}
     try:
         if from_scratch:
-            model = auto_class.from_config(config, dtype=None if dtype == "auto" else torch_dtype, **options)
+            code = code_options_of_config(auto_class, config, code)
+            model = auto_class.from_config(config, dtype=None if dtype == "auto" else torch_dtype, **code, **options)
             return model, LoadReport([], [])
         model, info = auto_class.from_pretrained(
             name,
@@ -193,6 +196,7 @@ def build_model(
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # transformers would only say that there are some
             output_loading_info=True,
+            **code,
             **options,
         )
     except (ImportError, ValueError) as e:

@@ -45,9 +45,9 @@ def explain(error: BaseException, name: str, revision: str | None, key: str = KE
         )
     if "trust_remote_code" in text or "custom code" in text:
         return ModelError(
-            f"{name} needs code from its repository, which lit-tune never runs",
+            f"{name} needs code of its own repository, which is not run unasked",
             where=key,
-            fix="a model whose architecture is part of transformers",
+            fix="a model of transformers; or read that code, set model.revision to its commit, and --allow-remote-code",
         )
     if "Weights only load failed" in text:
         return ModelError(

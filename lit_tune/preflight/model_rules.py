@@ -20,6 +20,8 @@ from lit_tune.errors import ConfigError, LitTuneError, ModelError, collected
 from lit_tune.models.freezing import freeze
 from lit_tune.models.layers import head_parameter_names
 from lit_tune.models.load import recompute_activations, refuse_other_shapes
+from lit_tune.models.load_errors import KEY
+from lit_tune.models.remote_code import code_options, code_options_of_config
 from lit_tune.models.weight_files import WeightFiles
 from lit_tune.module import FineTuneModule
 from lit_tune.optim.optimizers import build_optimizer
@@ -96,9 +98,11 @@ def skeleton_of(module: FineTuneModule, spec: Spec) -> PreTrainedModel | None:
     config = module.build_config(spec)
     attention = module.attn_implementation
     options = {"attn_implementation": attention} if attention else {}
+    auto_class = module.task.auto_class
+    code = code_options_of_config(auto_class, config, code_options(module.model_name, module.revision, KEY))
     try:
         with torch.device("meta"):
-            model: PreTrainedModel = module.task.auto_class.from_config(config, trust_remote_code=False, **options)
+            model: PreTrainedModel = auto_class.from_config(config, **code, **options)
     except Exception as error:
         said = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         if attention and ("attention" in said.lower() or "attn" in said.lower()):

@@ -15,7 +15,7 @@ def build_own_loss(loss: str | dict[str, Any]) -> Any:
     """An instance of the user's loss class."""
     where = "task.init_args.loss"
     settings: dict[str, Any] = {"class_path": loss} if isinstance(loss, str) else loss
-    if "class_path" not in settings:
+    if not isinstance(settings.get("class_path"), str):
         raise ConfigError("has no class_path", where=where, fix="{class_path: my_package.MyLoss, init_args: {...}}")
     cls = import_class(settings["class_path"], where=where, search=("torch.nn",))
     arguments = dict(settings.get("init_args") or {})

@@ -94,6 +94,24 @@ def test_the_last_one_is_the_end_also_where_max_steps_ends_an_epoch(tmp_path):
     assert run(tmp_path, [0.5, 0.7, 0.6], batches=4, max_epochs=-1, max_steps=9)[1] == [9]
 
 
+def test_a_file_too_many_is_not_kept_for_ever(tmp_path):
+    """A run was killed after the save of step 6, before it could delete that of step 2, or now wants fewer."""
+    for step in (2, 4, 6):
+        (tmp_path / f"last-{step:07d}.ckpt").touch()
+        (tmp_path / f"best-{step:07d}.ckpt").touch()
+    best, last = build_checkpoint_callbacks(tmp_path, "val/loss", keep_best=1, keep_last=2)
+    last.load_state_dict({"best_k_models": {"elsewhere/last-0000006.ckpt": torch.tensor(6)}})
+    assert [step_of(Path(p)) for p in last.best_k_models] == [4, 6]
+    assert step_of(Path(last.kth_best_model_path)) == 4
+    best.mode = "min"
+    scores = {f"old/best-{step:07d}.ckpt": torch.tensor(loss) for step, loss in ((2, 0.5), (4, 0.3), (6, 0.4))}
+    paths = dict.fromkeys(("best_model_path", "kth_best_model_path"), "old/best-0000004.ckpt")
+    state = {"monitor": "val/loss", "best_k_models": scores, "last_model_path": "", "current_score": None, **paths}
+    best.load_state_dict({**state, "best_model_score": torch.tensor(0.3), "kth_value": torch.tensor(0.5)})
+    assert [step_of(Path(p)) for p in best.best_k_models] == [4]
+    assert (step_of(Path(best.kth_best_model_path)), float(best.kth_value)) == (4, pytest.approx(0.3))
+
+
 def test_without_validation_nothing_is_best(tmp_path):
     assert run(tmp_path / "1", [0.5, 0.7], has_val=False) == ([], [4], None)
     assert run(tmp_path / "2", [0.5, 0.7], limit_val_batches=0) == ([], [4], None)

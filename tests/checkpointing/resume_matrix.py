@@ -52,6 +52,7 @@ def fit(options: list[str], *callbacks: Callback) -> RunDir:
     record.claim(goes_on(cli.run_dir, start))
     datamodule.prepare("fit")
     trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint_path(start), weights_only=True)
+    record.close()
     return cli.run_dir
 
 
@@ -118,5 +119,7 @@ def check(full: RunDir, step: int, target: Path, options: list[str], *callbacks:
     if step < max(c["step"] for c in full.read()["checkpoints"]) and tails != rows_seen(run):
         found.append(f"rows: {tails} and {rows_seen(run)}")
     found += differences(logged(full), logged(run), "metrics.jsonl")
-    exported = [torch.load(max(r.checkpoints.glob("best-*"), key=step_of), weights_only=True) for r in (full, run)]
-    return found + differences(*(e["state_dict"] for e in exported))
+    best = [max(r.checkpoints.glob("best-*"), key=step_of, default=None) for r in (full, run)]
+    if best == [None, None]:  # without validation nothing is best
+        return found
+    return found + differences(*(torch.load(b, weights_only=True)["state_dict"] for b in best))

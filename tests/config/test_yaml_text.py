@@ -56,6 +56,7 @@ def test_anchors_and_merges_work_where_they_do_not_multiply():
         ("a: !!timestamp 2024-01-01", "a tag makes a date"),
         ("? !!binary aGk=\n: 1", "a tag makes a date"),
         ("a: !!int x", "invalid literal for int"),
+        ("a: !!timestamp x", "has no attribute"),
         ("? [x]\n: 1", "unhashable key"),
         ("a: " + "9" * 50, "a number of that many digits"),
         ("a: 1\na: 2", "the key a is given twice, in lines 1 and 2"),

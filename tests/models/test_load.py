@@ -99,7 +99,7 @@ def test_code_of_a_repository_is_never_run(tiny, tmp_path):
     classes = {"AutoConfig": "own.Config", "AutoModelForSequenceClassification": "own.Model"}
     change_config(tiny, model_type="own", auto_map=classes)
     (tiny / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
-    assert "needs code from its repository, which lit-tune never runs" in str(problem(tiny))
+    assert "needs code of its own repository, which is not run unasked" in str(problem(tiny))
     assert not (tmp_path / "ran").exists()
 
 

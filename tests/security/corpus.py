@@ -489,7 +489,7 @@ CASES: dict[str, Case] = {
         3,
     ),
     # model folders
-    "a model with code of its own": Case(lambda k: k.with_model(with_code(model_type="evil")), 4, "never runs"),
+    "a model with code of its own": Case(lambda k: k.with_model(with_code(model_type="evil")), 4, "not run unasked"),
     "a known model with code of its own": Case(lambda k: k.with_model(with_code()), 0),
     "a tokenizer with code of its own": Case(lambda k: k.with_model(with_custom_tokenizer), 0),
     "pickled weights": Case(lambda k: k.with_model(pickled_weights), 4, "pickled"),

@@ -71,6 +71,7 @@ def test_a_loss_of_the_users_own_is_made_per_target():
     assert (made.delta, made.reduction) == (0.5, "none")
     for wrong, what in (
         ({"init_args": {}}, "has no class_path"),
+        ({"class_path": None}, "has no class_path"),
         ({"class_path": "torch.nn.HuberLoss", "init_args": {"dleta": 1}}, "unexpected keyword argument 'dleta'"),
     ):
         with pytest.raises(ConfigError, match=what) as caught:
