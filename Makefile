@@ -54,10 +54,11 @@ test-slow-signals:  ## SIGTERM and SIGINT to each rank in each phase
 	$(PYTEST) -m slow tests/test_signals.py
 test-slow-faults:  ## what can be wrong with data, configs, models and machines
 	$(PYTEST) -m slow tests/faults
-test-slow-fuzz:  ## 10,000 changed configs
-	$(PYTEST) -m slow tests/fuzz
+test-slow-fuzz:  ## 10,000 changed configs, and all malicious files
+	$(PYTEST) -n 2 -m slow tests/fuzz tests/security
 test-slow-rest:  ## all other long tests, benchmarks among them
-	$(PYTEST) -m slow --ignore=tests/checkpointing --ignore=tests/faults --ignore=tests/fuzz --ignore=tests/test_signals.py
+	$(PYTEST) -m slow --ignore=tests/checkpointing --ignore=tests/faults --ignore=tests/fuzz --ignore=tests/security \
+	  --ignore=tests/test_signals.py
 
 image:  ## build the container image with docker, podman or buildah
 	tests/image/test_image.sh build

@@ -86,7 +86,7 @@ def smaller(files, tmp_path_factory):
         pytest.param(0, 3, id="the first"),
         pytest.param(4, 3, id="before a short window", marks=pytest.mark.slow),
         pytest.param(6, 4, id="the first of an epoch", marks=pytest.mark.slow),
-        pytest.param(8, "null", id="within an epoch"),
+        pytest.param(8, "null", id="within an epoch", marks=pytest.mark.slow),
         pytest.param(9, 3, id="just after a save", marks=pytest.mark.slow),
     ],
 )
@@ -103,6 +103,7 @@ def test_a_run_that_halves_its_micro_batch_ends_like_one_that_started_with_it(fi
 ALWAYS = {"calls": list(range(99)), "fault": "memory"}
 
 
+@pytest.mark.slow
 def test_what_was_found_is_used_when_the_run_goes_on(files, tmp_path, capsys):
     run, fault = tmp_path / "run", {**ALWAYS, "above_rows": 4}
     assert fit(files, run, fault) == 0

@@ -353,6 +353,7 @@ def test_config_yaml_gives_the_same_run_again(finished, tmp_path):
 
 
 @pytest.mark.ddp
+@pytest.mark.slow
 def test_two_processes_from_the_command_line_equal_one(files, tmp_path):
     """The launcher runs the same command again for the second rank."""
     command = [sys.executable, "-W", "ignore", "-m", "lit_tune", "fit"]
@@ -444,6 +445,7 @@ def test_a_run_that_diverges_exits_with_6_and_exports_nothing(files, tmp_path, c
     assert json.loads((run / "manifest.json").read_text())["status"] == "failed"
 
 
+@pytest.mark.slow  # in a process of its own; tests/test_signals.py forks
 def test_sigterm_ends_with_143_and_is_not_called_complete(files, tmp_path):
     import signal
     import time

@@ -372,6 +372,7 @@ told = str(trainer.current_epoch) + " " + callback.summary()["state"]
 
 
 @pytest.mark.ddp
+@pytest.mark.slow
 def test_two_ranks_decide_the_same_and_only_one_speaks(tmp_path):
     script = tmp_path / "two_ranks.py"
     script.write_text(DDP.format(test_file=__file__, folder=str(tmp_path)))

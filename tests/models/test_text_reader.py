@@ -113,7 +113,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model_embeds_is_refused(tiny_mode
 # --- decoders --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("kind", ["gpt2", pytest.param("llama", marks=pytest.mark.slow)])
 def test_a_decoder_gets_a_pad_token_is_trained_and_says_so(tmp_path, kind, said):
     model = decoder(tmp_path / kind, kind)
     rows = [{"text": r["text"], "label": r["label"]} for r in toy_rows(64)]

@@ -9,6 +9,34 @@ from security.corpus import BAIT, BAIT_SOURCE, CASES, MARKER, Kit
 from security.watched import Outcome, watched
 from toy import toy_rows, write_csv
 
+LIKE_ANOTHER = {
+    "a checkpoint that is a tar of pickles",
+    "a checkpoint that is a bare pickle",
+    "a manifest with a wrong spec",
+    "merge keys that multiply",
+    "aliases that multiply in a text",
+    "builtins.eval as a task",
+    "importlib as an optimizer",
+    "torch.hub as a schedule",
+    "a module of one's own deep in a mapping",
+    "a config that allows imports",
+    "a config at an address",
+    "a pickle called parquet",
+    "a pickle called arrow",
+    "a pickle",
+    "json lines without end",
+    "a data set script alone",
+    "a saved data set of pickles",
+    "a data set of pandas pickles",
+    "a data set of tars with pickles",
+    "a data set of zips that climb out",
+    "a tokenizer with code of its own",
+    "a kernel among the overrides",
+    "weights with offsets outside",
+    "a chat template with tricks",
+}
+"""A second or third form of what every ``make test`` tries in one."""
+
 
 @pytest.fixture(scope="module")
 def kit(tmp_path_factory, tiny_model_dir) -> Kit:
@@ -33,7 +61,9 @@ def run_watched(arguments: list[str], folder: Path, patch: pytest.MonkeyPatch) -
     return watched(arguments, [folder / "run", caches])
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LIKE_ANOTHER else name for name in CASES]
+)
 def test_a_malicious_file_does_nothing_and_ends_with_the_right_code(name, kit, tmp_path, monkeypatch):
     folder = tmp_path / "work"
     folder.mkdir()
@@ -57,3 +87,8 @@ def test_a_malicious_file_does_nothing_and_ends_with_the_right_code(name, kit, t
     assert [p for p in new if not any(p == a or a in p.parents for a in allowed)] == []
     assert MARKER not in {p.name for p in new}
     assert BAIT not in sys.modules
+
+
+def test_what_is_left_to_the_slow_tests_is_in_the_corpus():
+    assert CASES.keys() >= LIKE_ANOTHER
+    assert len(CASES) - len(LIKE_ANOTHER) >= 40
