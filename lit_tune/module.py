@@ -85,6 +85,7 @@ class FineTuneModule(L.LightningModule):
 
         self.spec: Spec | None = None
         self.model: PreTrainedModel | None = None
+        self.new_parameters: list[str] = []
         self.guard = StepGuard(self.optimizer_settings.skip_nonfinite)
         self.num_skipped_steps = 0
         """Optimizer steps left out, by the fp16 scaler or by ``guard``; the schedule did not move on those."""
@@ -123,7 +124,8 @@ class FineTuneModule(L.LightningModule):
             new_head=self.new_head,
         )
         fitting = self._trainer is None or self.trainer.state.fn == "fit"
-        load.announce_new_parameters(report, self.model_name, fitting)
+        load.refuse_new_parameters(report, self.model_name, fitting)
+        self.new_parameters = report.new_parameters
         if self.gradient_checkpointing:
             load.recompute_activations(self.model)
         if self.freeze_patterns and fitting:
@@ -165,6 +167,8 @@ class FineTuneModule(L.LightningModule):
     def on_fit_start(self) -> None:
         """One line that says what is trained where."""
         assert self.model is not None
+        if self.new_parameters and self.trainer.ckpt_path is None:  # else the checkpoint has brought them
+            log.info("new weights: %s (not in %s, random)", ", ".join(self.new_parameters[:6]), self.model_name)
         ranks = f" x {self.trainer.world_size}" if self.trainer.world_size > 1 else ""
         said = load.describe_model(self.model)
         log.info("model    %s, precision %s, on %s%s", said, self.trainer.precision, self.device, ranks)

@@ -40,7 +40,9 @@ def build_trainer(config: Namespace, verb: str, config_yaml: str, start: Start) 
     run = RunDir(config.run_dir)
     options = dict(vars(config.trainer))
     users_callbacks, users_loggers = as_list(options.pop("callbacks")), as_list(options.pop("logger"))
-    plugins = [*as_list(options.pop("plugins")), *([DurableCheckpointIO(run)] if verb == "fit" else [])]
+    plugins = as_list(options.pop("plugins"))
+    if verb == "fit":
+        plugins = [*plugins, DurableCheckpointIO(run, start.may_change)]
     metric_log = MetricLog()
     progress = [RunProgress(metric_log)] if options["enable_progress_bar"] is not False else []
     if verb != "fit":

@@ -56,10 +56,11 @@ class DurableCheckpointIO(CheckpointIO):
 
     Args:
         run_dir: Whose manifest knows the checkpoints.
+        any_version: Read what other versions of the packages wrote.
     """
 
-    def __init__(self, run_dir: RunDir) -> None:
-        self.run_dir = run_dir
+    def __init__(self, run_dir: RunDir, any_version: bool = False) -> None:
+        self.run_dir, self.any_version = run_dir, any_version
 
     @rank_zero_only
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
@@ -125,7 +126,7 @@ class DurableCheckpointIO(CheckpointIO):
         if source.name == HANDED_OVER:
             return load_plain(source, map_location or "cpu")
         entry = checked(self.run_dir, source)
-        check_format(entry, source)
+        check_format(entry, source, self.any_version)
         return load_plain(source, map_location or "cpu")
 
     @rank_zero_only

@@ -53,13 +53,14 @@ class Choice:
         return max(0, *(r.step - self.step for r in self.refused if r.step is not None), 0)
 
 
-def newest_verified(run_dir: RunDir) -> Choice | None:
+def newest_verified(run_dir: RunDir, any_version: bool = False) -> Choice | None:
     """The newest checkpoint to go on from, or None where there is none yet.
 
     Order is by step: times of files change when they are copied.
 
     Args:
         run_dir: The run.
+        any_version: Take what other versions of the packages wrote.
 
     Raises:
         StorageError: There are checkpoints, and all are damaged; or another version wrote the newest one that is whole;
@@ -76,7 +77,7 @@ def newest_verified(run_dir: RunDir) -> Choice | None:
             gone = "not there: it was being written when the run ended, or was deleted"
             refused.append(Refused(path, step, e.what if path.exists() else gone))
             continue
-        check_format(entry, path)
+        check_format(entry, path, any_version)
         return Choice(path, int(entry["step"]), int(entry["epoch"]), tuple(refused))
     damaged = [r for r in refused if r.step is not None and r.path.exists()]
     if damaged:
@@ -90,7 +91,7 @@ def newest_verified(run_dir: RunDir) -> Choice | None:
     return None
 
 
-def verify(run_dir: RunDir, path: str | Path) -> Choice:
+def verify(run_dir: RunDir, path: str | Path, any_version: bool = False) -> Choice:
     """A checkpoint that was named explicitly, of this run directory or of another one.
 
     Raises:
@@ -99,7 +100,7 @@ def verify(run_dir: RunDir, path: str | Path) -> Choice:
     """
     source = Path(path)
     entry = checked(run_dir, source)
-    check_format(entry, source)
+    check_format(entry, source, any_version)
     if not entry.get("resumable"):
         raise StorageError("it holds weights alone", where=str(source), fix="another checkpoint of this run")
     return Choice(source, int(entry["step"]), int(entry["epoch"]))
@@ -148,10 +149,15 @@ def unknown_files(run_dir: RunDir) -> list[Path]:
     return [path for path in there if name_in(run_dir, path) not in names]
 
 
-def check_format(entry: dict[str, Any], path: Path) -> None:
+def check_format(entry: dict[str, Any], path: Path, any_version: bool = False) -> None:
     """Refuse a checkpoint of another format, or of versions that need not go on as the one that wrote it.
 
     The last part of a version (2.6.6 for 2.6.5) may differ.
+
+    Args:
+        entry: The manifest's.
+        path: The file.
+        any_version: Other versions are only told; the format still counts.
 
     Raises:
         StorageError: With a table of the versions.
@@ -161,11 +167,16 @@ def check_format(entry: dict[str, Any], path: Path) -> None:
     other = [name for name in here if release(here[name]) != release(str(wrote.get(name, "unknown")))]
     if not other:
         return
+    if any_version and "format" not in other:
+        log.warning("%s was written by %s", path.name, ", ".join(f"{n} {wrote.get(n, 'unknown')}" for n in other))
+        return
     rows = "".join(f"\n  {name:<10} {wrote.get(name, 'unknown'):<14} {here[name]}" for name in other)
     raise StorageError(
-        f"it was not written by the versions installed here (name, written by, installed):{rows}",
+        f"it was written by other versions (name, theirs, installed):{rows}",
         where=str(path),
-        fix="install the versions that wrote it, or start again with another run_dir",
+        fix="install those versions; or --allow-changed goes on, perhaps not bit for bit"
+        if "format" not in other
+        else "install the version that wrote it, or start again with another run_dir",
     )
 
 

@@ -25,7 +25,7 @@ def fit(options: list[str], overwrite: bool = False, allow_changed: bool = False
     Args:
         options: The config: files and single keys.
         overwrite: Delete what an earlier run left in run_dir.
-        allow_changed: Go on although the config or the data has changed.
+        allow_changed: Go on although the config, the data or the versions of the packages have changed.
         verbose: Show the module tree and the devices.
     """
     configure_logging(verbose)

@@ -313,8 +313,8 @@ def describe_model(model: PreTrainedModel) -> str:
     return f"{type(model).__name__}: {total:,} parameters, {trained:,} trained, {dtype}"
 
 
-def announce_new_parameters(report: LoadReport, name: str, fitting: bool) -> None:
-    """Say which weights are random.
+def refuse_new_parameters(report: LoadReport, name: str, fitting: bool) -> None:
+    """Refuse to evaluate with weights that are random.
 
     Args:
         report: What :func:`build_model` found.
@@ -330,5 +330,3 @@ def announce_new_parameters(report: LoadReport, name: str, fitting: bool) -> Non
             where="model.model_name_or_path",
             fix="train it first with `lit-tune fit`, or give the config.yaml of a finished run",
         )
-    if report.new_parameters:
-        log.info("new weights: %s (not in %s, random)", ", ".join(report.new_parameters[:6]), name)

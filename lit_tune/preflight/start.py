@@ -49,7 +49,7 @@ def plan_start(
         resume: ``auto``: go on with what is there; ``never``; or the path of a checkpoint. One of another run is where
             this run begins; once it has begun it goes on with its own.
         overwrite: Delete what is there.
-        allow_changed: Go on although the config has changed.
+        allow_changed: Go on although the config has changed, or the versions of the packages.
 
     Raises:
         StorageError: The directory is not free and the run in it cannot go on: another config, no checkpoint that is
@@ -63,13 +63,13 @@ def plan_start(
         resume = "auto"
     if not manifest.get("trained"):
         run_dir.check_free(overwrite=False)
-        return Start(verify(run_dir, resume) if resume != "auto" else None, may_change=True)
+        return Start(verify(run_dir, resume, allow_changed) if resume != "auto" else None, may_change=True)
     found = config_changes(run_dir, config_yaml)
     accept(found, run_dir, allow_changed)
     is_longer = any(c.effect == Effect.LONGER for c in found)
     if manifest.get("status") == "complete" and not is_longer and resume == "auto":
         return Start(is_complete=True)
-    choice = newest_verified(run_dir) if resume == "auto" else verify(run_dir, resume)
+    choice = newest_verified(run_dir, allow_changed) if resume == "auto" else verify(run_dir, resume, allow_changed)
     if choice is None and manifest.get("status") == "complete":
         raise StorageError(
             "the run is complete and kept no checkpoint to go on from",
@@ -86,7 +86,7 @@ def plan_start(
 def start_of_rank_zero(run_dir: RunDir) -> Start | None:
     """What rank zero has decided, for a rank that it has started; None for one that somebody else started."""
     path = os.environ.get(RESUMED_FROM)
-    return None if path is None else Start(verify(run_dir, path) if path else None, may_change=True)
+    return None if path is None else Start(verify(run_dir, path, any_version=True) if path else None, may_change=True)
 
 
 def tell_ranks(start: Start) -> None:

@@ -308,12 +308,19 @@ def test_another_version_is_told_with_a_table_and_not_passed_over(run_dir, monke
     if "format" in other:
         monkeypatch.setattr(verified, "CHECKPOINT_FORMAT", 2)
     for call in (newest_verified, lambda r: verify(r, path), lambda r: DurableCheckpointIO(r).load_checkpoint(path)):
-        with pytest.raises(StorageError, match="not written by the versions") as caught:
+        with pytest.raises(StorageError, match="written by other versions") as caught:
             call(run_dir)
         text = str(caught.value)
         assert len(text.splitlines()) <= 6
         assert all(name in text for name in other)
         assert "Fix: " in text
+    if "format" in other:
+        with pytest.raises(StorageError, match="written by other versions"):
+            newest_verified(run_dir, any_version=True)
+    else:
+        assert "--allow-changed" in text
+        assert newest_verified(run_dir, any_version=True).step == verify(run_dir, path, any_version=True).step == 2
+        assert DurableCheckpointIO(run_dir, any_version=True).load_checkpoint(path)["global_step"] == 2
 
 
 def test_the_last_part_of_a_version_may_differ(run_dir, monkeypatch):
