@@ -119,7 +119,8 @@ class OverfitCallback(Callback):
         """Plain types."""
         if self._detector is None:
             return self._saved or {}
-        return self._detector.state_dict()
+        # the end of training asks for a verdict also where nothing was measured: there is nothing to keep then
+        return self._detector.state_dict() if self._detector.last is not None else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the checkpoint was written; used once the metric is known."""
