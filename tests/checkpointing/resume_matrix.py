@@ -41,10 +41,10 @@ class SaveBeforeValidation(Callback):
             next(c for c in trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint)).save(trainer)
 
 
-def fit(options: list[str], *callbacks: Callback) -> RunDir:
+def fit(options: list[str], *callbacks: Callback, allow_changed: bool = False) -> RunDir:
     """What ``lit-tune fit`` does, with callbacks of the test."""
     cli = parse(options, "fit")
-    start = plan_start(cli.run_dir, cli.to_yaml(), cli.config.resume)
+    start = plan_start(cli.run_dir, cli.to_yaml(), cli.config.resume, allow_changed=allow_changed)
     assert not start.is_complete
     trainer, module, datamodule = cli.build(start)
     trainer.callbacks += [*callbacks, SeenRows(cli.run_dir.path)]

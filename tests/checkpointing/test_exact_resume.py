@@ -5,7 +5,7 @@ clock, the best checkpoint, and the rows of every step on every rank.
 """
 
 import pytest
-from checkpointing.resume_matrix import SaveBeforeValidation, check, fit, rows_seen
+from checkpointing.resume_matrix import SaveBeforeValidation, check, fit, logged, rows_seen, stopped_at
 from datasets import Dataset
 from toy import make_tiny_model, toy_rows, write_jsonl
 
@@ -114,3 +114,19 @@ def test_every_step(name, due, settings, tmp_path):
     found = differing(name, due, settings, tmp_path)
     print(f"| {name} | {'before' if due else 'after'} the validation | {len(found)} |", flush=True)
     assert {step: lines for step, lines in found.items() if lines} == {}
+
+
+@pytest.mark.slow
+def test_a_validation_due_at_the_end_of_an_epoch_is_done_though_the_rows_are_cut_otherwise(settings, tmp_path):
+    """29 rows in 8 micro-batches of 4, then in 15 of 2: the 8 end where the 16th would, which is not there."""
+    cut = ["--trainer.accumulate_grad_batches", "2"]
+    full = fit([*settings, *cut, "--run_dir", str(tmp_path / "full")], SaveBeforeValidation())
+    target = stopped_at(full, 4, tmp_path / "at4").path
+    other = ["--trainer.accumulate_grad_batches", "4", "--data.train_batch_size", "2"]
+    run = fit([*settings, *other, "--run_dir", str(target)], allow_changed=True)
+
+    def rows(seen):
+        return [sorted(i for i in step) for step in seen[0]]
+
+    assert rows(rows_seen(run)) == rows(rows_seen(full))[4:]
+    assert [x["step"] for x in logged(run)] == [x["step"] for x in logged(full)]
