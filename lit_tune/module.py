@@ -20,7 +20,7 @@ from lit_tune.metrics import scalars
 from lit_tune.models import load
 from lit_tune.models.freezing import freeze as freeze_parameters
 from lit_tune.models.freezing import train_mode
-from lit_tune.optim.adopt import settings_of_groups
+from lit_tune.optim.adopt import configured_settings
 from lit_tune.optim.clipping import scale_and_clip
 from lit_tune.optim.optimizers import OptimizerSettings, build_optimizer
 from lit_tune.optim.schedules import ScheduleSettings, build_schedule, schedule_config
@@ -159,7 +159,7 @@ class FineTuneModule(L.LightningModule):
         higher = self.task.metric_names(self.spec).get(monitor) if self.spec else None
         mode: Literal["min", "max"] | None = None if higher is None else ("max" if higher else "min")
         scheduler = build_schedule(self.schedule_settings, optimizer, total, mode)
-        self.configured_groups = settings_of_groups(optimizer)
+        self.configured = configured_settings(optimizer, scheduler)
         return {"optimizer": optimizer, "lr_scheduler": schedule_config(self.schedule_settings, scheduler)}
 
     # ---- training: the numerics seam ---------------------------------------------------------------------------------

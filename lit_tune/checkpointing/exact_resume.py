@@ -99,7 +99,7 @@ class ExactResume(Callback):
         if self.resumed.is_validation_due:
             trainer.val_check_batch = self.resumed.batch
         for config in trainer.lr_scheduler_configs:
-            adopt_settings(trainer.optimizers[0], config.scheduler, pl_module.configured_groups)
+            adopt_settings(trainer.optimizers[0], config.scheduler, pl_module.configured)
 
     def _batch(self, trainer: L.Trainer) -> tuple[int, int]:
         """Epoch and micro-batch, to tell whether a validation belongs to it."""

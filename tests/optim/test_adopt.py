@@ -2,10 +2,12 @@
 
 import copy
 
+import pytest
 import torch
-from torch.optim.lr_scheduler import LambdaLR, StepLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR, StepLR
 
-from lit_tune.optim.adopt import adopt_settings, settings_of_groups
+from lit_tune.optim.adopt import adopt_settings, configured_settings
+from lit_tune.optim.torch_schedules import WarmupThen
 
 
 def made(lr, weight_decay=0.01, steps=10, step_lr=False):
@@ -25,7 +27,7 @@ def trained(weight, optimizer, scheduler, steps):
 
 def resumed(state, **settings):
     _, optimizer, scheduler = made(**settings)
-    configured = settings_of_groups(optimizer)
+    configured = configured_settings(optimizer, scheduler)
     optimizer.load_state_dict(state[0])
     scheduler.load_state_dict(state[1])
     return optimizer, scheduler, adopt_settings(optimizer, scheduler, configured)
@@ -65,3 +67,30 @@ def test_other_schedules_are_scaled():
     state = trained(*made(0.1, step_lr=True), 4)
     optimizer, _, _ = resumed(state, lr=0.4, step_lr=True)
     assert optimizer.param_groups[0]["lr"] == 0.4 * 0.25
+
+
+@pytest.mark.parametrize("kind", ["one cycle", "cosine", "cosine after a warm-up"])
+def test_a_class_whose_length_has_changed_goes_on_as_if_it_had_been_longer_from_the_start(kind):
+    def built(steps):
+        weight = torch.nn.Parameter(torch.ones(3))
+        optimizer = torch.optim.AdamW([weight], lr=0.1)
+        if kind == "one cycle":
+            return weight, optimizer, OneCycleLR(optimizer, max_lr=0.1, total_steps=steps)
+        warmup = 2 if "warm-up" in kind else 0
+        inner = CosineAnnealingLR(optimizer, T_max=steps - warmup)
+        return weight, optimizer, WarmupThen(inner, warmup) if warmup else inner
+
+    state = trained(*built(10), 9)
+    _, optimizer, scheduler = built(20)
+    configured = configured_settings(optimizer, scheduler)
+    optimizer.load_state_dict(state[0])
+    scheduler.load_state_dict(copy.deepcopy(state[1]))
+    assert "length" in adopt_settings(optimizer, scheduler, configured)
+    longer = built(20)
+    trained(*longer, 9)
+    for _ in range(11):
+        for name in ("lr", "betas"):
+            assert optimizer.param_groups[0][name] == longer[1].param_groups[0][name]
+        optimizer.step()
+        scheduler.step()
+        trained(*longer, 1)
