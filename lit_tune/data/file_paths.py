@@ -15,6 +15,9 @@ KINDS = {
     ".parquet": "parquet",
     ".arrow": "arrow",
     ".txt": "text",
+    ".conll": "conll",
+    ".iob2": "conll",
+    ".bio": "conll",
 }
 """File ending (before ``.gz``) -> format."""
 

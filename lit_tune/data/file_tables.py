@@ -13,6 +13,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lit_tune.data.conll_files import parse_conll
 from lit_tune.data.csv_files import check_csv
 from lit_tune.data.file_content import explain_read_error, open_bytes, reader_encoding
 from lit_tune.data.json_files import json_layout, parse_json, parse_json_lines
@@ -58,6 +59,8 @@ def read_table(
     path: str, kind: str, delimiter: str, encoding: str, field: str | None, cache_name: str
 ) -> datasets.Dataset:
     """Read one file; ``cache_name`` is its fingerprint, so that an edited file never meets its old cache."""
+    if kind == "conll":
+        return _table_of(parse_conll(path, encoding), path)
     if kind in ("json", "jsonl"):
         layout = "object" if field is not None else json_layout(path, encoding)
         if layout == "array" or (kind == "json" and layout == "object"):
@@ -107,7 +110,9 @@ def open_stream(
     """Read files as one stream. An error in the middle comes up while iterating: see ``explain_read_error``."""
     packed = any(path.lower().endswith(".gz") for path in paths)
     recoded = kind == "jsonl" and reader_encoding(encoding) != "utf-8-sig"
-    if kind == "json" or recoded or (packed and kind in ("parquet", "arrow", "text")):  # readable only as a whole
+    if (
+        kind in ("json", "conll") or recoded or (packed and kind in ("parquet", "arrow", "text"))
+    ):  # readable only as a whole
         parts = [
             read_table(path, kind, delimiter, encoding, field, name)
             for path, name in zip(paths, cache_names, strict=True)

@@ -9,7 +9,7 @@ import numpy as np
 
 from lit_tune.data.places import places
 from lit_tune.data.split import Split
-from lit_tune.data.texts import read_texts, text_hashes
+from lit_tune.data.texts import plain_text, text_column, text_hashes
 
 NUM_SAMPLES = 3
 SAMPLE_CHARS = 60
@@ -73,12 +73,9 @@ def text_quality(split: Split, columns: Sequence[str]) -> TextQuality:
 
     Args:
         split: Not streamed.
-        columns: The text columns.
-
-    Raises:
-        DataError: A text is null, or no text at all.
+        columns: The columns with texts, or with lists of them.
     """
-    found = {column: read_texts(split, column) for column in columns}
+    found = {column: text_column(split, column) for column in columns}
     is_empty = np.logical_and.reduce([c.is_blank for c in found.values()])
     chars = np.add.reduce([c.num_chars for c in found.values()])
     hashes = text_hashes(split, columns)
@@ -115,7 +112,7 @@ def overlap(train: Split, other: Split, columns: Sequence[str]) -> Overlap:
 
 def _pair(split: Split, row: int, other: Split, other_row: int, columns: Sequence[str]) -> str:
     values = split.rows[row]  # type: ignore[index]
-    text = " | ".join(" ".join(str(values[c]).split()) for c in columns)
+    text = " | ".join(" ".join(plain_text(values[c]).split()) for c in columns)
     shown = text if len(text) <= SAMPLE_CHARS else text[: SAMPLE_CHARS - 3] + "..."
     # the folders stand in the config; a message should keep its lines
     return f"{os.path.basename(split.locate(row))} (as {os.path.basename(other.locate(other_row))}): {shown}"

@@ -9,8 +9,10 @@ from collections.abc import Collection
 from typing import Any
 
 import datasets
+import numpy as np
 import xxhash
 
+from lit_tune.data.conll_files import LINE
 from lit_tune.data.file_content import check_content, reader_encoding
 from lit_tune.data.file_paths import common_kind, find_files
 from lit_tune.data.file_tables import concatenate, open_stream, read_table, with_numeric_columns
@@ -36,10 +38,10 @@ def load_files(
 
     Args:
         split: ``train``, ``val``, ``test`` or ``predict``; names the config key in messages.
-        paths: A path, a glob, or a list of them: all csv, tsv, json, jsonl (or ndjson), parquet, arrow or txt (one text
-            per line, column ``text``), plain or .gz.
+        paths: A path, a glob, or a list of them: all csv, tsv, json, jsonl (or ndjson), parquet, arrow, txt (one text
+            per line, column ``text``) or conll (one word per line), plain or .gz.
         delimiter: Column separator of a csv; default: comma, tab for tsv.
-        encoding: Encoding of csv, json and txt.
+        encoding: Encoding of csv, json, txt and conll.
         field: Key of a json file that holds the array of rows.
         streaming: Give an ``IterableDataset``. Only the beginning of each file is checked; faults further on come up
             while iterating, for ``file_content.explain_read_error``. All columns of a csv stay text.
@@ -64,15 +66,21 @@ def load_files(
     fingerprint = xxhash.xxh3_128_hexdigest("".join(fingerprints).encode())
     if streaming:
         stream = open_stream(shown, kind, delimiter, encoding, field, fingerprints)
+        stream = stream.remove_columns(LINE) if kind == "conll" else stream
         return Split(stream, split, [(path, 0) for path in shown], fingerprint)
     parts = [
         read_table(path, kind, delimiter, encoding, field, cache_name)
         for path, cache_name in zip(shown, fingerprints, strict=True)
     ]
+    lines = None
+    if kind == "conll":
+        lines = np.concatenate([np.asarray(part[LINE][:]) for part in parts])
+        parts = [part.remove_columns(LINE) for part in parts]
     rows = concatenate(parts, shown)
     if kind in ("csv", "tsv"):
         rows = with_numeric_columns(rows, text_columns)
-    return Split(rows, split, [(path, len(part)) for path, part in zip(shown, parts, strict=True)], fingerprint)
+    files = [(path, len(part)) for path, part in zip(shown, parts, strict=True)]
+    return Split(rows, split, files, fingerprint, lines=lines)
 
 
 def load_hub(

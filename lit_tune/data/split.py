@@ -43,9 +43,13 @@ class Split:
     """Of a selection: the split it was selected from."""
     picks: np.ndarray | None = None
     """Of a selection: the number each row has in ``whole``."""
+    lines: np.ndarray | None = None
+    """The line of its file on which each row of the whole split begins, where rows have several lines."""
     hashes: dict[tuple[str, ...], np.ndarray] = field(default_factory=dict, init=False, repr=False, compare=False)
     text_columns: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
     """What ``data.texts`` found out about the texts, kept because it is asked for again by every part of the split."""
+    list_columns: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """The same of ``data.word_lists``."""
     _distinct: dict[str, Distinct] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
@@ -100,10 +104,17 @@ class Split:
             self._distinct[name] = distinct(self.column(name)) if arrow is None else distinct_of_arrow(arrow)
         return self._distinct[name]
 
-    def arrow(self, name: str) -> pa.ChunkedArray | None:
-        """A column of plain values as it lies on the disk; None for lists, mixed types and selections."""
+    def arrow(self, name: str, lists: bool = False) -> pa.ChunkedArray | None:
+        """A column of plain values as it lies on the disk; None for mixed types and selections.
+
+        Args:
+            name: Name of the column.
+            lists: A column of lists of plain values is given, too.
+        """
         assert isinstance(self.rows, datasets.Dataset), "a stream has no columns to read"
-        feature = self.rows.features[name]
+        feature: Any = self.rows.features[name]
+        if lists and isinstance(feature, datasets.List | datasets.LargeList):
+            feature = feature.feature
         is_plain = isinstance(feature, datasets.ClassLabel) or (
             isinstance(feature, datasets.Value) and feature.dtype != "null"
         )
@@ -148,15 +159,18 @@ class Split:
         return replace(self, rows=datasets.Dataset.from_list(full, on_mixed_types="use_json"), origin=positions)
 
     def locate(self, i: int) -> str:
-        """Where row ``i`` (from 0) stands: ``train.csv:17``, counting data rows from 1 without the header."""
+        """Where row ``i`` (from 0) stands: ``train.csv:17``, counting data rows from 1 without the header.
+
+        Where rows have several lines it is the line on which the row begins.
+        """
         i = i if self.origin is None else int(self.origin[i])
         if not self.files:
             return f"{self.source}:{i + 1}"
-        if len(self.files) == 1:
+        if self.lines is None and len(self.files) == 1:
             return f"{self.files[0][0]}:{i + 1}"
         ends = list(accumulate(count for _, count in self.files))
         if i >= ends[-1]:  # a stream of several files
             return f"{self.name} row {i + 1}"
         place = bisect.bisect_right(ends, i)
         path, count = self.files[place]
-        return f"{path}:{i + 1 - (ends[place] - count)}"
+        return f"{path}:{i + 1 - (ends[place] - count) if self.lines is None else self.lines[i]}"
