@@ -32,14 +32,14 @@ class TokenizedDataModule(L.LightningDataModule):
         train_split: Name of the Hub data set's split to train on; default: ``train``.
         val_split: Split to validate on; default: ``validation``, ``val`` or ``dev``, whichever there is.
         test_split: Split for ``lit-tune test``; default: ``test``.
-        train: File(s) to train on: csv, tsv, json, jsonl, parquet, arrow or txt, plain or .gz; a path, a glob or a
-            list.
+        train: File(s) to train on: csv, tsv, json, jsonl, parquet, arrow, txt or conll, plain or .gz; a path, a glob or
+            a list.
         val: File(s) to validate on. Without them ``val_fraction`` of train is used.
         test: File(s) for ``lit-tune test``.
         predict: File(s) for ``lit-tune predict``; the label column may be absent.
         field: Key that holds the array of rows in a json file.
         delimiter: Column separator of csv files; default: comma, tab for .tsv.
-        encoding: Text encoding of csv, json and txt files.
+        encoding: Text encoding of csv, json, txt and conll files.
         streaming: Read train as a stream that is never stored; demands ``trainer.max_steps``.
         val_fraction: Share of train held out, stratified and seeded, where there is no val split; 0 trains without one.
         limit_train: Use only this many rows of train, a seeded subset.
@@ -120,8 +120,15 @@ class TokenizedDataModule(L.LightningDataModule):
         self.seed = default_seed if seed is None else seed
         self.num_workers, self.pin_memory, self.persistent_workers = num_workers, pin_memory, persistent_workers
         self.padding_mode, self.pad_to_multiple_of, self.probe_size = padding, pad_to_multiple_of, probe_size
-        num_texts, overrides = len(task.input_columns()), dict(config_overrides)
-        self.reader = TextReader(model_name_or_path, model_revision, tokenizer, max_length, overrides, num_texts)
+        self.reader = TextReader(
+            model_name_or_path,
+            model_revision,
+            tokenizer,
+            max_length,
+            dict(config_overrides),
+            num_texts=len(task.input_columns()),
+            reads_words=task.reads_words,
+        )
         self.preparation = Preparation(
             task=task,
             raw=RawData(
@@ -188,8 +195,9 @@ class TokenizedDataModule(L.LightningDataModule):
 
     def use_model(self, name: str) -> None:
         """Read tokenizer and config of another model, as that of a finished run."""
-        given, num_texts = self.reader.max_length_given, self.reader.num_texts
-        self.reader = TextReader(name, max_length_given=given, num_texts=num_texts)
+        was = self.reader
+        given = was.max_length_given
+        self.reader = TextReader(name, max_length_given=given, num_texts=was.num_texts, reads_words=was.reads_words)
         self.preparation.reader, self.preparation.new_head = self.reader, False
 
     # ---- Lightning's hooks -------------------------------------------------------------------------------------------

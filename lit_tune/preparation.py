@@ -15,7 +15,7 @@ from lit_tune.data.file_tables import quiet_datasets
 from lit_tune.data.hub import content_fingerprint
 from lit_tune.data.raw_data import RawData
 from lit_tune.data.split import Split
-from lit_tune.data.truncation import TokenCounts, token_counts
+from lit_tune.data.truncation import TokenCounts, count_columns, token_counts
 from lit_tune.errors import ConfigError, DataError, LitTuneError, StorageError, collected, raise_problems
 from lit_tune.models.text_reader import TextReader
 from lit_tune.tasks.base import Spec, Task
@@ -287,7 +287,7 @@ class Preparation:
                 "counts": {name: vars(self.counts[name]) for name in raw},
                 "examination": self.examination.to_dict(),
             }
-            kept = {name: rows.remove_columns("num_tokens") for name, rows in encoded.items()}
+            kept = {name: rows.remove_columns(count_columns(rows.column_names)) for name, rows in encoded.items()}
             cache.save(folder, kept, notes, temporary)
         stored = cache.load(folder)
         if stored is None:
@@ -344,4 +344,5 @@ class Preparation:
         for name in names:
             found = self.examination.texts.get(name)
             empty = f", {found.num_empty:,} empty" if found and found.num_empty else ""
-            log.info("%-8s%s%s", name, self.counts[name].line(self.reader.max_length, how), empty)
+            counts = self.counts[name]
+            log.info("%-8s%s%s%s", name, counts.line(self.reader.max_length, how), counts.others_line(), empty)

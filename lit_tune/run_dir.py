@@ -222,6 +222,8 @@ _SHAPES: dict[str, Any] = {
         "label_counts": [int],
         "num_rows": int,
         "baseline": {str: _NUMBER},
+        "unit": (str, type(None)),
+        "num_units": (int, type(None)),
     },
     "verdict": _FIELDS,
     EXPORT_HASHES: {str: [(int, str)]},

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from lit_tune.metrics import multi_label_metrics, regression_metrics, single_label_metrics
+from lit_tune.metrics.entities import EntityCounts, read_tag_set
 
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"
@@ -168,6 +169,23 @@ def test_both_sides_of_the_quality_table_are_scored_alike(monkeypatch, problem):
     assert len(theirs) >= 3
     for name, value in theirs.items():
         assert float(ours[name]) == pytest.approx(value, abs=1e-6), name
+
+
+def test_both_sides_of_the_taggers_table_are_scored_alike(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    tagger = importlib.import_module("quality_hf_tagger")
+    names = ["O", "B-x", "I-x", "B-y", "I-y"]
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(5, (30, 9), generator=generator)
+    found = torch.where(torch.rand(30, 9, generator=generator) < 0.5, labels, labels.roll(1, 0))
+    labels[torch.arange(9) >= torch.randint(1, 9, (30, 1), generator=generator)] = tagger.IGNORED
+    metric = EntityCounts(read_tag_set(names))
+    metric.update(found, labels.clamp(min=-1))
+    ours = metric.compute()
+    for name, value in tagger.scores(found.numpy(), labels.numpy(), names).items():
+        assert 0.1 < value < 1
+        assert float(ours[name]) == pytest.approx(value, abs=1e-12), name
+    assert tagger.first_tokens([None, 0, 0, 1, None], ["O", "B-y"], names) == [-100, 0, -100, 3, -100]
 
 
 @pytest.mark.slow

@@ -62,16 +62,18 @@ def labelled(labels: list) -> list[dict]:
     return [{"text": r["text"], "label": v} for r, v in zip(toy_rows(len(labels)), labels, strict=True)]
 
 
-def make_tiny_model(folder: Path, dropout: float = 0.1, hidden: int = 16) -> Path:
-    """Save the tiny model into a folder."""
+def make_tiny_model(folder: Path, dropout: float = 0.1, hidden: int = 16, subwords: bool = False) -> Path:
+    """Save the tiny model into a folder; with ``subwords`` its tokenizer cuts ``mud-mud`` as BERT's does."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    vocab = {w: i for i, w in enumerate(special + WORDS)}
-    backend = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    inner = ["##-", *(f"##{w}" for w in WORDS)] if subwords else []
+    vocab = {w: i for i, w in enumerate(special + WORDS + inner)}
+    model = models.WordPiece(vocab, unk_token="[UNK]") if subwords else models.WordLevel(vocab, unk_token="[UNK]")
+    backend = Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit() if subwords else pre_tokenizers.Whitespace()
     backend.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
@@ -112,3 +114,19 @@ def model_with_head(tiny_model_dir: Path, folder: Path, names: list[str]) -> Pat
     BertForSequenceClassification.from_pretrained(tiny_model_dir, **labels).save_pretrained(folder)
     AutoTokenizer.from_pretrained(tiny_model_dir).save_pretrained(folder)
     return folder
+
+
+PLACES, SKY = ("river", "forest", "lake", "bridge"), ("rain", "sun", "fog")
+
+
+def toy_sentences(count: int, seed: int = 0) -> list[dict]:
+    """Words and BIO tags that follow from the words; some words are several tokens to the tiny model."""
+    rng = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        words = [rng.choice(WORDS) for _ in range(rng.randint(1, 12))]
+        kinds = ["PLACE" if w in PLACES else "SKY" if w in SKY else "" for w in words]
+        inside = [kind and kind == before for kind, before in zip(kinds, ["", *kinds], strict=False)]
+        tags = [f"{'I' if i else 'B'}-{kind}" if kind else "O" for kind, i in zip(kinds, inside, strict=True)]
+        rows.append({"tokens": [f"{w}-{w}" if rng.random() < 0.2 else w for w in words], "ner_tags": tags})
+    return rows

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch.callbacks import Callback
 from safetensors import SafetensorError
 
@@ -155,7 +156,7 @@ def logits_of(task: Any, model: Any, batch: dict[str, Any], device: torch.device
     """Logits without autocast, in eval mode, on the CPU."""
     was_training = model.training
     model.eval()
-    moved = {k: v.to(device) for k, v in batch.items()}
+    moved = move_data_to_device(batch, device)
     logits = task.forward(model, moved).logits.detach().cpu()
     model.train(was_training)
     return logits

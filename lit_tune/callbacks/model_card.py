@@ -22,7 +22,7 @@ def model_card(trainer: L.Trainer, pl_module: Any, record: RunRecord, verdict: d
     base = Path(pl_module.model_name).resolve().name if is_local else pl_module.model_name
     header: dict[str, Any] = {
         "library_name": "transformers",
-        "pipeline_tag": "text-classification",
+        "pipeline_tag": pl_module.task.pipeline,
         "tags": ["lit-tune"],
     }
     if not is_local:
@@ -43,7 +43,7 @@ def model_card(trainer: L.Trainer, pl_module: Any, record: RunRecord, verdict: d
         "```python",
         "from transformers import pipeline",
         "",
-        'classify = pipeline("text-classification", "PATH_OR_ID")',
+        f'run = pipeline("{pl_module.task.pipeline}", "PATH_OR_ID")',
         "```",
         "",
     ]

@@ -145,7 +145,8 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 def write_records(records: Iterator[dict[str, Any]], path: Path, suffix: str) -> int:
     """Write a stream of records; returns how many.
 
-    csv and parquet get one column per class (``probability/<name>``), and lists of labels joined by ``|`` in csv.
+    csv and parquet get one column per class (``probability/<name>``). Lists of text are joined by ``|`` in csv; a list
+    of anything else is JSON there, and in parquet a list of JSON texts.
     """
     if suffix == ".jsonl":
         return write_jsonl(records, path)
@@ -181,9 +182,24 @@ def write_csv(rows: Iterator[dict[str, Any]], path: Path) -> int:
             if writer is None:
                 writer = csv.DictWriter(file, fieldnames=list(row))
                 writer.writeheader()
-            writer.writerow({k: "|".join(v) if isinstance(v, list) else v for k, v in row.items()})
+            writer.writerow({k: joined(v) if isinstance(v, list) else v for k, v in row.items()})
             count += 1
     return count
+
+
+def joined(values: list[Any]) -> str:
+    """A list in one cell.
+
+    >>> joined(["a", "b"]), joined([{"type": "PER"}]), joined([])
+    ('a|b', '[{"type": "PER"}]', '')
+    """
+    is_text = all(isinstance(v, str) for v in values)
+    return "|".join(values) if is_text else json.dumps(values, ensure_ascii=False)
+
+
+def as_texts(values: list[Any]) -> list[str]:
+    """The items of a list as text, those that are none as JSON: one type, however many there are."""
+    return [v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in values]
 
 
 def parquet_schema(row: dict[str, Any]) -> pa.Schema:
@@ -205,7 +221,7 @@ def write_parquet(rows: Iterator[dict[str, Any]], path: Path) -> int:
         buffer.clear()
 
     for row in rows:
-        buffer.append(row)
+        buffer.append({k: as_texts(v) if isinstance(v, list) else v for k, v in row.items()})
         count += 1
         if len(buffer) == PARQUET_ROWS:
             flush()

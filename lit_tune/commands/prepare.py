@@ -24,7 +24,7 @@ def data_report(datamodule: TokenizedDataModule) -> str:
     spec, preparation = datamodule.spec, datamodule.preparation
     assert spec is not None
     lines = [f"\nproblem  {spec.problem_type}"]
-    total = max(1, spec.num_rows)
+    total = max(1, spec.total)
     width = max((len(n) for n in spec.label_names), default=0)
     for name, count in zip(spec.label_names, spec.label_counts, strict=False):
         lines.append(f"  {name:<{width}}  {count:>9,}  {count / total:6.1%}")

@@ -34,7 +34,7 @@ def test(options: list[str]) -> None:
 
 
 def test_report(computed: dict[str, Any], module: Any, datamodule: Any) -> dict[str, Any]:
-    """What test_metrics.json holds: scalars, the matrix, what was measured on what."""
+    """What test_metrics.json holds: scalars, matrices of counts by name, what was measured on what."""
     report: dict[str, Any] = {
         "metrics": scalars(computed),
         "baseline": module.spec.baseline,
@@ -43,10 +43,8 @@ def test_report(computed: dict[str, Any], module: Any, datamodule: Any) -> dict[
         "weights": module.model_name,
         "lit_tune": __version__,
     }
-    matrix = computed.get("confusion_matrix")
-    if matrix is not None:
-        report["confusion_matrix"] = torch.as_tensor(matrix).int().tolist()
-    return report
+    matrices = {name: value for name, value in computed.items() if isinstance(value, torch.Tensor) and value.ndim > 0}
+    return report | {name: value.int().tolist() for name, value in matrices.items()}
 
 
 test.__test__ = False  # type: ignore[attr-defined]  # verbs, not tests, to pytest

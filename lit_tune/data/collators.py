@@ -3,12 +3,14 @@
 Shapes: B examples, T tokens, C classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
+
+from lit_tune.losses import IGNORE_INDEX
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,20 @@ def pad(rows: Sequence[Sequence[int]], fill: int, width: int, side: str) -> torc
     return torch.from_numpy(out)
 
 
+def pad_inputs(features: Sequence[Mapping[str, Any]], padding: Padding) -> dict[str, Any]:
+    """What every model reads: ``input_ids``, ``attention_mask``, and ``token_type_ids`` where there are any."""
+    ids = [f["input_ids"] for f in features]
+    width = padding.width([len(r) for r in ids])
+    batch: dict[str, Any] = {
+        "input_ids": pad(ids, padding.pad_token_id, width, padding.side),
+        "attention_mask": pad([[1] * len(r) for r in ids], 0, width, padding.side),
+    }
+    if "token_type_ids" in features[0]:
+        types = [f["token_type_ids"] for f in features]
+        batch["token_type_ids"] = pad(types, padding.pad_token_type_id, width, padding.side)
+    return batch
+
+
 @dataclass(frozen=True)
 class TextCollator:
     """Pads ``input_ids`` (and ``token_type_ids``), makes the attention mask and the label tensor.
@@ -63,17 +79,7 @@ class TextCollator:
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         """B features -> a batch under HF's names."""
-        ids = [f["input_ids"] for f in features]
-        width = self.padding.width([len(r) for r in ids])
-        side = self.padding.side
-        batch: dict[str, Any] = {
-            "input_ids": pad(ids, self.padding.pad_token_id, width, side),
-            "attention_mask": pad([[1] * len(r) for r in ids], 0, width, side),
-        }
-        if "token_type_ids" in features[0]:
-            batch["token_type_ids"] = pad(
-                [f["token_type_ids"] for f in features], self.padding.pad_token_type_id, width, side
-            )
+        batch = pad_inputs(features, self.padding)
         if "labels" in features[0]:
             batch["labels"] = self.labels([f["labels"] for f in features])
         return batch
@@ -88,3 +94,35 @@ class TextCollator:
         for row, ids in enumerate(values):
             hot[row, ids] = 1.0
         return hot
+
+
+@dataclass(frozen=True)
+class WordCollator:
+    """Pads tokens with a label for each of them, and the words they belong to.
+
+    Beside what the model reads, the batch has ``labels`` (B, T), -100 where none counts, and under ``aside``:
+    ``word_starts`` (B, W), the column of each word's first token, -1 for words that are not read and in padding;
+    ``word_labels`` (B, W), -1 in padding; ``words``, B lists of text, where there are no labels.
+
+    Args:
+        padding: How rows become a rectangle.
+    """
+
+    padding: Padding
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        """B features -> a batch under HF's names."""
+        batch = pad_inputs(features, self.padding)
+        starts = [f["word_starts"] for f in features]
+        num_words = max(1, *(len(s) for s in starts))
+        width = batch["input_ids"].shape[1]
+        if self.padding.side == "left":
+            shifts = [width - len(f["input_ids"]) for f in features]
+            starts = [[s + shift if s >= 0 else s for s in row] for row, shift in zip(starts, shifts, strict=True)]
+        aside: dict[str, Any] = {"word_starts": pad(starts, -1, num_words, "right")}
+        if "labels" in features[0]:
+            batch["labels"] = pad([f["labels"] for f in features], IGNORE_INDEX, width, self.padding.side)
+            aside["word_labels"] = pad([f["word_labels"] for f in features], -1, num_words, "right")
+        else:
+            aside["words"] = [f["words"] for f in features]
+        return {**batch, "aside": aside}

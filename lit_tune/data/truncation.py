@@ -1,9 +1,13 @@
 """How long the texts are, and what cutting them at ``max_length`` costs."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import datasets
 import numpy as np
+
+COUNT = "num_"
+"""Beginning of the names of features that count something in a row: they are summed for reports and not stored."""
 
 
 @dataclass(frozen=True)
@@ -16,6 +20,7 @@ class TokenCounts:
         longest: Tokens of the longest row.
         num_cut_rows: Rows that were too long.
         num_cut_tokens: Tokens that were cut off.
+        others: What else the task has counted: name of the feature -> sum.
     """
 
     num_rows: int
@@ -23,6 +28,7 @@ class TokenCounts:
     longest: int
     num_cut_rows: int
     num_cut_tokens: int
+    others: dict[str, int] = field(default_factory=dict)
 
     def line(self, max_length: int, how: str) -> str:
         """One line for the console.
@@ -39,30 +45,48 @@ class TokenCounts:
         share = self.num_cut_tokens / self.num_tokens
         return text + f"{self.num_cut_rows:,} cut at {max_length}, {share:.1%} of all tokens lost"
 
+    def others_line(self) -> str:
+        """``, 12 cut words`` for each that occurs.
+
+        >>> TokenCounts(1, 9, 9, 0, 0, {"num_cut_words": 12, "num_windows": 0}).others_line()
+        ', 12 cut words'
+        """
+        shown = {name.removeprefix(COUNT).replace("_", " "): count for name, count in self.others.items() if count}
+        return "".join(f", {count:,} {name}" for name, count in shown.items())
+
+
+def count_columns(names: Sequence[str]) -> list[str]:
+    """The features that count: see :data:`COUNT`."""
+    return [name for name in names if name.startswith(COUNT)]
+
 
 def token_counts(rows: datasets.Dataset, max_length: int) -> TokenCounts:
-    """Statistics of the ``num_tokens`` column, read in pieces."""
-    pieces = rows.select_columns("num_tokens").with_format("numpy").iter(batch_size=100_000)
-    found = [counts_of(np.asarray(piece["num_tokens"], dtype=np.int64), max_length) for piece in pieces]
+    """Statistics of the features that count, read in pieces."""
+    names = count_columns(rows.column_names)
+    pieces = rows.select_columns(names).with_format("numpy").iter(batch_size=100_000)
+    found = [counts_of({name: np.asarray(piece[name]) for name in names}, max_length) for piece in pieces]
     return TokenCounts(
         num_rows=sum(c.num_rows for c in found),
         num_tokens=sum(c.num_tokens for c in found),
         longest=max((c.longest for c in found), default=0),
         num_cut_rows=sum(c.num_cut_rows for c in found),
         num_cut_tokens=sum(c.num_cut_tokens for c in found),
+        others={name: sum(c.others[name] for c in found) for name in names if name != "num_tokens"},
     )
 
 
-def counts_of(lengths: np.ndarray, max_length: int) -> TokenCounts:
+def counts_of(counts: Mapping[str, np.ndarray], max_length: int) -> TokenCounts:
     """Statistics of some rows.
 
     Args:
-        lengths: (N,) tokens of each row before cutting.
+        counts: Feature -> (N,) what it counts in each row; ``num_tokens`` are the tokens before cutting.
         max_length: Tokens at which a text is cut.
 
-    >>> counts_of(np.array([3, 12, 10]), max_length=10)
-    TokenCounts(num_rows=3, num_tokens=25, longest=12, num_cut_rows=1, num_cut_tokens=2)
+    >>> counts_of({"num_tokens": np.array([3, 12, 10])}, max_length=10)
+    TokenCounts(num_rows=3, num_tokens=25, longest=12, num_cut_rows=1, num_cut_tokens=2, others={})
     """
+    lengths = counts["num_tokens"].astype(np.int64)
     over = np.maximum(lengths - max_length, 0)
     longest = int(lengths.max()) if len(lengths) else 0
-    return TokenCounts(len(lengths), int(lengths.sum()), longest, int((over > 0).sum()), int(over.sum()))
+    others = {name: int(values.sum()) for name, values in counts.items() if name != "num_tokens"}
+    return TokenCounts(len(lengths), int(lengths.sum()), longest, int((over > 0).sum()), int(over.sum()), others)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
@@ -109,6 +110,23 @@ def load_tokenizer(name: str, revision: str | None = None, key: str = KEY) -> Pr
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         raise ModelError(f"{name} has no tokenizer", where=key, fix="data.tokenizer: where it is")
     return tokenizer
+
+
+def mark_words(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Have a byte-level tokenizer (RoBERTa, GPT-2, ModernBERT) take each word of a list for one, as behind a space.
+
+    Without it ``["New", "York"]`` is read as "NewYork". It is saved with the tokenizer. ``add_prefix_space=True`` of
+    ``from_pretrained`` does the same for a class of its own only (RobertaTokenizer), not for ModernBERT's.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    before: Any = getattr(backend, "pre_tokenizer", None)
+    if backend is None or not isinstance(before, ByteLevel) or before.add_prefix_space:
+        return
+    backend.pre_tokenizer = ByteLevel(
+        add_prefix_space=True, trim_offsets=before.trim_offsets, use_regex=before.use_regex
+    )
+    tokenizer.add_prefix_space = True  # type: ignore[attr-defined]
+    tokenizer.init_kwargs["add_prefix_space"] = True  # a class of its own sets it from here when it is loaded again
 
 
 def max_positions(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int | None:

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from lit_tune.errors import ConfigError, ModelError
-from lit_tune.models.load import load_config, load_tokenizer, max_positions, set_pad_token
+from lit_tune.models.load import load_config, load_tokenizer, mark_words, max_positions, set_pad_token
 
 log = logging.getLogger("lit_tune")
 DEFAULT_MAX_LENGTH = 512
@@ -26,6 +26,7 @@ class TextReader:
         max_length_given: ``data.max_length``.
         config_overrides: ``model.config_overrides``: they may change how many tokens the model takes.
         num_texts: Texts that are read together, each of which wants a token at least.
+        reads_words: The tokenizer is given lists of words.
     """
 
     model_name: str
@@ -34,6 +35,7 @@ class TextReader:
     max_length_given: int | None = None
     config_overrides: dict[str, Any] = field(default_factory=dict)
     num_texts: int = 1
+    reads_words: bool = False
 
     @cached_property
     def config(self) -> PretrainedConfig:
@@ -51,6 +53,8 @@ class TextReader:
             tokenizer = load_tokenizer(self.tokenizer_name, key="data.tokenizer")
         else:
             tokenizer = load_tokenizer(self.model_name, self.revision)
+        if self.reads_words:
+            mark_words(tokenizer)
         if said := set_pad_token(tokenizer, self.config):
             log.info(said)
         embedded = getattr(self.config, "vocab_size", None)

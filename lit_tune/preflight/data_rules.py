@@ -55,11 +55,11 @@ def nothing_to_learn(facts: Facts) -> Iterator[Finding]:
     """One answer for all rows."""
     spec, counts = facts.spec, facts.spec.label_counts
     fix = "data with several answers"
-    if counts and spec.num_rows and sum(c > 0 for c in counts) <= 1:
+    if counts and spec.total and sum(c > 0 for c in counts) <= 1:
         if sum(counts) == 0:
-            what = "no row of train has any label: there is nothing to learn"
+            what = f"no {spec.unit} of train has any label: there is nothing to learn"
         else:
-            what = f"every row of train has the label {spec.label_names[counts.index(max(counts))]!r}"
+            what = f"every {spec.unit} of train has the label {spec.label_names[counts.index(max(counts))]!r}"
         yield facts.judged("single_class", DataError(what, where="data.train", fix=fix))
     elif spec.baseline.get("mse") == 0.0:
         what = "every row of train has the same target: there is nothing to learn"
@@ -69,20 +69,20 @@ def nothing_to_learn(facts: Facts) -> Iterator[Finding]:
 def balance(facts: Facts) -> Iterator[Finding]:
     """Classes that are hardly there, or hardly anything else."""
     spec = facts.spec
-    counts, total = spec.label_counts, spec.num_rows
+    counts, total = spec.label_counts, spec.total
     if not counts or sum(c > 0 for c in counts) < 2:
         return
     absent = [name for name, count in zip(spec.label_names, counts, strict=True) if count == 0]
     rare = [f"{n!r} {c}" for n, c in zip(spec.label_names, counts, strict=True) if 0 < c < RARE_ROWS]
     if absent:
         yield warning(
-            f"{len(absent)} of {len(counts)} labels have no row in train: {', '.join(absent[:5])}",
+            f"{len(absent)} of {len(counts)} labels have no {spec.unit} in train: {', '.join(absent[:5])}",
             where="data.train",
             fix="rows for them or fewer task.init_args.label_names",
         )
     if rare and total >= RARE_ROWS * len(counts):
         yield warning(
-            f"{len(rare)} label(s) have fewer than {RARE_ROWS} rows in train: {', '.join(rare[:5])}",
+            f"{len(rare)} label(s) have fewer than {RARE_ROWS} {spec.unit}s in train: {', '.join(rare[:5])}",
             where="data.train",
             fix="more rows of them or fewer labels",
         )

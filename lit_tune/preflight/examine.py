@@ -231,6 +231,7 @@ def check_before_evaluation(module: FineTuneModule, datamodule: TokenizedDataMod
     """
     if module.from_scratch:
         return
+    tokenizer_findings(module.task, datamodule.reader.tokenizer)
     weights = find_weights(module.model_name, module.revision)
     verify(weights, hashes_of_run(Path(module.model_name)))
     skeleton = skeleton_of(module, datamodule.spec or module.task.spec_of_model(datamodule.reader.config))

@@ -74,7 +74,7 @@ class Report:
             counts = list(zip(self.spec.label_names, self.spec.label_counts, strict=False))
             width = max((len(name) for name, _ in counts[:MAX_LABELS_SHOWN]), default=0)
             for name, count in counts[:MAX_LABELS_SHOWN]:
-                lines.append(f"  {name:<{width}}  {count:>9,}  {count / max(1, self.spec.num_rows):6.1%}")
+                lines.append(f"  {name:<{width}}  {count:>9,}  {count / max(1, self.spec.total):6.1%}")
             if len(counts) > MAX_LABELS_SHOWN:
                 lines.append(f"  ... {len(counts)} labels in all")
         for name, found in self.tokens.items():

@@ -9,7 +9,7 @@ from lit_tune.data.loader import collate
 from lit_tune.data.split import Split
 from lit_tune.data.splits import subset
 from lit_tune.data.texts import longest_rows
-from lit_tune.data.truncation import TokenCounts, counts_of
+from lit_tune.data.truncation import COUNT, TokenCounts, count_columns, counts_of
 from lit_tune.datamodule import TokenizedDataModule
 from lit_tune.tasks.base import Batch, Features
 from lit_tune.tasks.encoding import class_labels, encode_batch
@@ -33,7 +33,7 @@ class Sample:
 
     def rows(self, start: int, count: int) -> list[dict[str, Any]]:
         """Some of them, one by one."""
-        names = [name for name in self.features if name != "num_tokens"]
+        names = [name for name in self.features if not name.startswith(COUNT)]
         columns = [self.features[name][start : start + count] for name in names]
         return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
 
@@ -57,7 +57,8 @@ def encoded(datamodule: TokenizedDataModule, split: Split, rows: dict[str, list[
     spec, reader = datamodule.spec, datamodule.reader
     assert spec is not None
     features = encode_batch(rows, datamodule.task, reader.tokenizer, spec, reader.max_length, class_labels(split))
-    return Sample(features, counts_of(np.asarray(features["num_tokens"]), reader.max_length))
+    counts = {name: np.asarray(features[name]) for name in count_columns(list(features))}
+    return Sample(features, counts_of(counts, reader.max_length))
 
 
 def trial_batches(datamodule: TokenizedDataModule, train: Split, drawn: Sample, count: int) -> list[Batch]:

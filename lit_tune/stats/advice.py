@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from lit_tune.stats.settings_in_use import SettingsInUse
 from lit_tune.stats.verdict import State, Verdict, number
@@ -280,15 +280,17 @@ def check_labels(case: Case) -> Advice | None:
     """Labels that do not belong to their texts cannot be learned."""
     if case.numbers.get("collapsed"):
         return None
-    column = case.settings.get("task.init_args.label_column")
-    return Advice("task.init_args.label_column", CHECK, column, "are these the labels of the texts?")
+    key = case.settings.get("label_key", "task.init_args.label_column")
+    column = cast("str | None", case.settings.get(key))
+    return Advice(key, CHECK, column, "are these the labels of the texts?")
 
 
 def check_texts(case: Case) -> Advice | None:
     """A text that contains its label is easy."""
-    columns = case.settings.get("task.init_args.text_columns")
+    key = case.settings.get("input_key", "task.init_args.text_columns")
+    columns = case.settings.get(key)
     shown = _yaml(columns) if columns else None
-    return Advice("task.init_args.text_columns", CHECK, shown, "does a text give its label away?")
+    return Advice(key, CHECK, shown, "does a text give its label away?")
 
 
 def unseen_val(case: Case) -> Advice | None:

@@ -17,7 +17,9 @@ ADVISED_KEYS = (
     "overfit.probe_size",
     "task.init_args.label_column",
     "task.init_args.label_smoothing",
+    "task.init_args.tags_column",
     "task.init_args.text_columns",
+    "task.init_args.tokens_column",
     "trainer.max_epochs",
     "trainer.max_steps",
 )
@@ -51,6 +53,8 @@ SettingsInUse = TypedDict(
         "data.val_fraction": float | None,  # None where val is a split or file of its own
         "overfit.probe_size": int,
         "task.init_args.label_smoothing": float | None,  # None where the problem has none (regression)
+        "label_key": str,  # the init argument that names the column with the labels; its value stands below
+        "input_key": str,
         "task.init_args.label_column": str,
         "task.init_args.text_columns": list[str],
         "num_train_rows": int | None,  # None for a stream
@@ -103,6 +107,8 @@ def settings_in_use(module: Any) -> dict[str, Any]:
         "model.config_overrides": dict(module.config_overrides),
         "dropout_field": field,
         "dropout": dropout,
+        "label_key": f"task.init_args.{module.task.label_key}",
+        "input_key": f"task.init_args.{module.task.input_key}",
         **{f"task.init_args.{k}": v for k, v in module.task.settings().items()},
         "task.init_args.label_smoothing": getattr(module.task, "label_smoothing", None),
     }

@@ -20,14 +20,16 @@ Rows = dict[str, list[Any]]
 """A batch of raw rows as ``datasets.map(batched=True)`` gives them: column name -> values."""
 
 Features = dict[str, list[Any]]
-"""A batch of encoded examples, one entry per row: ``input_ids``, ``num_tokens`` (before cutting), ``labels`` ..."""
+"""A batch of encoded examples, one entry per row: ``input_ids``, ``labels`` ... Those called ``num_*`` count something
+in the row for the reports and are not stored; ``num_tokens`` (before cutting) is there always."""
 
 Batch = dict[str, Any]
-"""Tensors ``(B, T)`` under HF's names, plus ``example_ids`` (B row numbers) and ``is_filler`` (see ``data.loader``)."""
+"""Tensors ``(B, T)`` under HF's names, plus ``example_ids`` (B row numbers), ``is_filler`` (see ``data.loader``) and,
+where a task needs it, ``aside``: a dict of what metrics and ``decode`` read and the model does not."""
 
 Collator = Callable[[list[dict[str, Any]]], Batch]
 
-BOOKKEEPING = ("labels", "example_ids", "is_filler")
+BOOKKEEPING = ("labels", "example_ids", "is_filler", "aside")
 """Keys of a batch that the model never sees. Without labels its head computes no loss of its own."""
 
 
@@ -36,11 +38,13 @@ class Spec:
     """What a task reads off the train split; plain data, so that it can live in a checkpoint, a cache and a manifest.
 
     Args:
-        problem_type: transformers' ``config.problem_type``.
+        problem_type: What kind of problem it is; of classifiers of texts transformers' ``config.problem_type``.
         label_names: Class names in the order of their ids; empty for regression.
-        label_counts: Rows per class in the train split, same order; empty where unknown (streaming, regression).
+        label_counts: Units per class in the train split, same order; empty where unknown (streaming, regression).
         num_rows: Rows of the train split; 0 where unknown (streaming).
         baseline: What a model that ignores its input scores on train, by metric name (``accuracy``, ``loss``, ...).
+        unit: What has a label: ``row``, or ``word``.
+        num_units: Units of the train split, where they are not the rows.
     """
 
     problem_type: str
@@ -48,6 +52,13 @@ class Spec:
     label_counts: list[int] = field(default_factory=list)
     num_rows: int = 0
     baseline: dict[str, float] = field(default_factory=dict)
+    unit: str = "row"
+    num_units: int = 0
+
+    @property
+    def total(self) -> int:
+        """What ``label_counts`` are shares of."""
+        return self.num_units or self.num_rows
 
     @property
     def num_labels(self) -> int:
@@ -68,6 +79,19 @@ class Task(ABC):
     auto_class: ClassVar[Any]
     """The HF Auto class that gives the model its head."""
 
+    pipeline: ClassVar[str]
+    """Name of the ``transformers.pipeline`` that runs the exported model."""
+
+    input_key: ClassVar[str] = "text_columns"
+    """The init argument that names the columns with the input, for advice."""
+
+    label_key: ClassVar[str] = "label_column"
+    """The init argument that names the column with the labels, for advice."""
+
+    reads_words: ClassVar[bool] = False
+    """Whether ``encode`` gives the tokenizer lists of words: a tokenizer that tells the beginning of a word by the
+    space before it then takes each of them for one."""
+
     needs_offsets: ClassVar[bool] = False
     """Whether ``encode`` asks where in the text a token stands, which only fast tokenizers know."""
 
@@ -77,7 +101,10 @@ class Task(ABC):
 
     @abstractmethod
     def input_columns(self) -> tuple[str, ...]:
-        """Columns that hold text and stay text, whatever they look like; rows alike in them are the same example."""
+        """Columns that hold text and stay text, whatever they look like; rows alike in them are the same example.
+
+        A list of texts (words, choices) counts as the text of its parts. ``check`` says what a column must hold.
+        """
 
     @abstractmethod
     def inspect(self, train: Split, model_config: PretrainedConfig | None, new_head: bool) -> Spec:
@@ -122,7 +149,7 @@ class Task(ABC):
         """Add counts and baseline of the rows that are trained on."""
 
     def label_counts(self, split: Split, spec: Spec) -> list[int]:
-        """Rows per class, in the order of the spec; empty where there are no classes."""
+        """Units per class, in the order of the spec; empty where there are no classes."""
         return []
 
     @abstractmethod
@@ -172,7 +199,7 @@ class Task(ABC):
 
     @abstractmethod
     def decode(self, outputs: Any, batch: Batch, spec: Spec) -> list[dict[str, Any]]:
-        """One JSON-able record per example, in batch order."""
+        """One JSON-able record per example, in batch order, all with the same keys; NaN tells of a broken model."""
 
     @abstractmethod
     def report(self, metrics: dict[str, Any], spec: Spec) -> str:

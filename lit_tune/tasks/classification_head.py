@@ -3,6 +3,9 @@
 from dataclasses import replace
 from typing import Any
 
+import torch
+
+from lit_tune import losses
 from lit_tune.errors import ConfigError, ModelError
 from lit_tune.imports import import_class
 from lit_tune.tasks.base import Spec
@@ -37,16 +40,21 @@ def head_labels(config: Any) -> list[str]:
     return [config.id2label[i] for i in range(config.num_labels)]
 
 
-def keep_head(spec: Spec, config: Any) -> Spec:
+def keep_head(spec: Spec, config: Any, kind: str) -> Spec:
     """Fit the labels to a head the model may already have.
 
-    A config without ``id2label`` of its own (``LABEL_0`` ...) and without a classification architecture has no head.
+    A config without ``id2label`` of its own (``LABEL_0`` ...) and without an architecture of this kind has no head.
+
+    Args:
+        spec: The labels of the data.
+        config: The model's.
+        kind: End of the names of the architectures with such a head, e.g. ``ForTokenClassification``.
 
     Raises:
         ModelError: The head was trained for other labels.
     """
     architectures = getattr(config, "architectures", None) or []
-    if not any(a.endswith("ForSequenceClassification") for a in architectures):
+    if not any(a.endswith(kind) for a in architectures):
         return spec
     if spec.problem_type == REGRESSION:
         if config.num_labels == 1:
@@ -65,6 +73,28 @@ def keep_head(spec: Spec, config: Any) -> Spec:
         where="model.new_head",
         fix="model.new_head: true replaces the head; or data with the model's labels",
     )
+
+
+def class_weights(setting: str | list[float] | None, spec: Spec, logits: torch.Tensor) -> torch.Tensor | None:
+    """Class or positive weights as (C,) float32 beside the logits; float64 where those are.
+
+    Args:
+        setting: ``balanced``, a weight for each class, or None.
+        spec: The labels and their counts.
+        logits: What they are for.
+
+    Raises:
+        ConfigError: They cannot be balanced.
+    """
+    if setting is None:
+        return None
+    if isinstance(setting, str):
+        if spec.problem_type == MULTI:
+            setting = losses.balanced_pos_weight(spec.label_counts, spec.num_rows)
+        else:
+            setting = losses.balanced_class_weights(spec.label_counts)
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    return torch.tensor(setting, dtype=dtype, device=logits.device)
 
 
 def check_settings(

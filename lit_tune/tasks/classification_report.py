@@ -19,16 +19,21 @@ def report_text(computed: dict[str, Any], spec: Spec) -> str:
         spec: Label names and baseline.
     """
     values = scalars(computed)
-    totals = [(k, v) for k, v in values.items() if "/" not in k]
-    lines = ["", f"{'metric':<24}{'value':>10}{'baseline':>12}"]
-    for name, value in totals:
-        base = spec.baseline.get(name)
-        lines.append(f"{name:<24}{number(value):>10}{number(base) if base is not None else '':>12}")
-    lines += per_class(computed, values, spec)
+    lines = totals(values, spec) + per_class(computed, values, spec)
     matrix = computed.get("confusion_matrix")
     if matrix is not None and len(spec.label_names) <= MAX_MATRIX_CLASSES:
         lines += confusion(torch.as_tensor(matrix), spec.label_names)
     return "\n".join(lines)
+
+
+def totals(values: dict[str, float | None], spec: Spec) -> list[str]:
+    """A row per metric that is not about one class, beside the baseline."""
+    lines = ["", f"{'metric':<24}{'value':>10}{'baseline':>12}"]
+    for name, value in values.items():
+        base = spec.baseline.get(name)
+        if "/" not in name:
+            lines.append(f"{name:<24}{number(value):>10}{number(base) if base is not None else '':>12}")
+    return lines
 
 
 def number(value: float | None) -> str:

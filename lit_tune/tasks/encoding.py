@@ -7,6 +7,7 @@ import numpy as np
 
 from lit_tune.data.sources import class_label_names
 from lit_tune.data.split import Split
+from lit_tune.data.truncation import COUNT
 from lit_tune.tasks.base import Features, Rows, Spec, Task
 
 
@@ -46,8 +47,7 @@ class StreamEncoder:
             singles = [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
             self.task.check(self.stream.table(singles, np.array(positions)), self.spec)
             raise
-        features.pop("num_tokens")
-        return features
+        return {name: values for name, values in features.items() if not name.startswith(COUNT)}
 
 
 def class_labels(split: Split) -> dict[str, list[str]]:

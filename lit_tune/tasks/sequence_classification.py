@@ -20,7 +20,13 @@ from lit_tune.data.split import Split
 from lit_tune.data.texts import read_texts
 from lit_tune.errors import ConfigError, DataError, LitTuneError, collected, raise_problems
 from lit_tune.tasks.base import Batch, Collator, Features, Rows, Spec, Task
-from lit_tune.tasks.classification_head import build_own_loss, check_settings, head_labels, keep_head
+from lit_tune.tasks.classification_head import (
+    build_own_loss,
+    check_settings,
+    class_weights,
+    head_labels,
+    keep_head,
+)
 from lit_tune.tasks.classification_report import report_text
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
@@ -52,6 +58,7 @@ class SequenceClassification(Task):
     """
 
     auto_class = AutoModelForSequenceClassification
+    pipeline = "text-classification"
 
     def __init__(
         self,
@@ -123,7 +130,7 @@ class SequenceClassification(Task):
         )
         if train.is_streamed:
             self.check_balance(spec)
-        return spec if new_head else keep_head(spec, model_config)
+        return spec if new_head else keep_head(spec, model_config, "ForSequenceClassification")
 
     def spec_of_values(self, values: Distinct, named: list[str] | None, train: Split) -> Spec:
         """The spec of a column of labels."""
@@ -226,7 +233,7 @@ class SequenceClassification(Task):
     def check_balance(self, spec: Spec) -> None:
         """Weights that cannot be balanced are an error before training, not in its first step."""
         for setting in (self.class_weights, self.pos_weight):
-            self.weights(setting, spec, torch.empty(0))
+            class_weights(setting, spec, torch.empty(0))
 
     # ---- rows to tensors ---------------------------------------------------------------------------------------------
 
@@ -284,26 +291,14 @@ class SequenceClassification(Task):
             return losses.mean_squared_error(logits, target)
         gamma, smoothing = self.focal_gamma, self.label_smoothing
         if spec.problem_type == MULTI:
-            weight = self.weights(self.pos_weight, spec, logits)
+            weight = class_weights(self.pos_weight, spec, logits)
             if gamma is not None:
                 return losses.binary_focal(logits, target, gamma=gamma, pos_weight=weight)
             return losses.binary_cross_entropy(logits, target, pos_weight=weight, label_smoothing=smoothing)
-        weight = self.weights(self.class_weights, spec, logits)
+        weight = class_weights(self.class_weights, spec, logits)
         if gamma is not None:
             return losses.focal(logits, target, gamma=gamma, class_weights=weight)
         return losses.cross_entropy(logits, target, class_weights=weight, label_smoothing=smoothing)
-
-    def weights(self, setting: str | list[float] | None, spec: Spec, logits: torch.Tensor) -> torch.Tensor | None:
-        """The class or positive weights as (C,) float32; float64 where the logits are."""
-        if setting is None:
-            return None
-        if isinstance(setting, str):
-            if spec.problem_type == MULTI:
-                setting = losses.balanced_pos_weight(spec.label_counts, spec.num_rows)
-            else:
-                setting = losses.balanced_class_weights(spec.label_counts)
-        dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        return torch.tensor(setting, dtype=dtype, device=logits.device)
 
     def targets_per_row(self, spec: Spec) -> float:
         return float(spec.num_labels) if spec.problem_type == MULTI else 1.0

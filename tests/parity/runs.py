@@ -11,6 +11,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lit_tune.callbacks.eval_schedule import EvalSchedule
 from lit_tune.datamodule import TokenizedDataModule
 from lit_tune.module import FineTuneModule
+from lit_tune.tasks.base import Task
 from lit_tune.tasks.sequence_classification import SequenceClassification
 
 
@@ -57,10 +58,13 @@ class Recorder(Callback):
 
 
 def build(
-    model_dir: Path, data: dict[str, Any], task: dict[str, Any] | None = None, module: dict[str, Any] | None = None
+    model_dir: Path,
+    data: dict[str, Any],
+    task: dict[str, Any] | Task | None = None,
+    module: dict[str, Any] | None = None,
 ) -> tuple[FineTuneModule, TokenizedDataModule]:
-    """A module and a datamodule from plain settings."""
-    the_task = SequenceClassification(**(task or {}))
+    """A module and a datamodule from plain settings; those of a task are sequence classification's."""
+    the_task = task if isinstance(task, Task) else SequenceClassification(**(task or {}))
     settings = {"optimizer": {"lr": 1e-2}, "config_overrides": NO_DROPOUT} | (module or {})
     datamodule = TokenizedDataModule(the_task, model_name_or_path=str(model_dir), **data)
     return FineTuneModule(str(model_dir), the_task, **settings), datamodule
@@ -76,7 +80,7 @@ def fit(
     batch: int = 16,
     accumulate: int = 1,
     ranks: int = 1,
-    task: dict[str, Any] | None = None,
+    task: dict[str, Any] | Task | None = None,
     module: dict[str, Any] | None = None,
     scratch: Path | None = None,
     **trainer: Any,

@@ -28,7 +28,7 @@ KEPT = {
 @pytest.mark.parametrize("problem", [SINGLE, MULTI])
 def test_a_head_is_kept_where_its_labels_are_those_of_the_data(case, problem):
     head, data, expected = KEPT[case]
-    assert keep_head(Spec(problem, data), config(head)) == Spec(problem, expected)
+    assert keep_head(Spec(problem, data), config(head), "ForSequenceClassification") == Spec(problem, expected)
 
 
 REFUSED = {
@@ -49,7 +49,7 @@ REFUSED = {
 def test_a_head_for_other_labels_is_refused(case):
     names, spec, what = REFUSED[case]
     with pytest.raises(ModelError) as caught:
-        keep_head(spec, config(names))
+        keep_head(spec, config(names), "ForSequenceClassification")
     assert what in str(caught.value)
     assert caught.value.where == "model.new_head"
 
@@ -57,8 +57,8 @@ def test_a_head_for_other_labels_is_refused(case):
 def test_a_model_without_a_classification_head_takes_any_labels():
     for architecture in ("BertModel", "BertForMaskedLM", None):
         spec = Spec(SINGLE, ["a", "b"])
-        assert keep_head(spec, config(["x", "y"], architecture)) == spec
-    assert keep_head(Spec(REGRESSION), config(["LABEL_0"])) == Spec(REGRESSION)
+        assert keep_head(spec, config(["x", "y"], architecture), "ForSequenceClassification") == spec
+    assert keep_head(Spec(REGRESSION), config(["LABEL_0"]), "ForSequenceClassification") == Spec(REGRESSION)
 
 
 def test_labels_of_a_head_come_in_the_order_of_their_ids():
