@@ -7,6 +7,7 @@ them on the test split. Prints a table and appends JSON lines to --output.
 """
 
 import argparse
+import importlib
 import json
 import random
 import statistics
@@ -38,6 +39,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "suffix": "csv",
         "folder": "sick",
     },
+    "wnut17": {
+        "class_path": "TokenClassification",
+        "task": {},
+        "lr": 3e-4,
+        "batch": 8,
+        "epochs": 2,
+        "suffix": "jsonl",
+        "limits": {"train": 1200, "val": 300, "test": 800},
+    },
 }
 
 
@@ -63,7 +73,7 @@ def run_lit_tune(
     config = {
         "run_dir": str(scratch / "run"),
         "seed_everything": seed,
-        "task": {"class_path": "SequenceClassification", "init_args": settings["task"]},
+        "task": {"class_path": settings.get("class_path", "SequenceClassification"), "init_args": settings["task"]},
         "model": {"model_name_or_path": model},
         "data": {**files, "max_length": 128, "train_batch_size": settings.get("batch", 16)},
         "optimizer": {"lr": settings["lr"], "head_lr": settings.get("head_lr")},
@@ -83,13 +93,16 @@ def run_hf_trainer(
     settings: dict[str, Any], files: dict[str, str], model: str, seed: int, scratch: Path
 ) -> dict[str, Any]:
     """The same with HF Trainer."""
-    import quality_hf_trainer
-
-    return quality_hf_trainer.run(settings, files, model, seed, scratch)
+    peer = "quality_hf_tagger" if settings.get("class_path") == "TokenClassification" else "quality_hf_trainer"
+    return importlib.import_module(peer).run(settings, files, model, seed, scratch)
 
 
 PEERS = {"lit_tune": run_lit_tune, "hf_trainer": run_hf_trainer}
-HEADLINE = {"goemotions": ("f1_micro", "f1_macro"), "sick_regression": ("pearson", "spearman", "mse")}
+HEADLINE = {
+    "wnut17": ("f1", "precision", "recall"),
+    "goemotions": ("f1_micro", "f1_macro"),
+    "sick_regression": ("pearson", "spearman", "mse"),
+}
 
 
 def main() -> None:
