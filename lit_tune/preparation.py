@@ -332,6 +332,7 @@ class Preparation:
         encoded, notes = found
         if self.spec is None or "train" in encoded or "probe" in encoded:
             self.spec = Spec(**notes["spec"])
+            self.task.check_settings(self.spec)
             self.examination = Examination.from_dict(notes["examination"])
         self.encoded.update(encoded)
         self.counts.update({name: TokenCounts(**counts) for name, counts in notes["counts"].items()})

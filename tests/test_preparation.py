@@ -8,12 +8,13 @@ from pathlib import Path
 
 import datasets
 import pytest
-from toy import CLASSES, labelled, make_tiny_model, model_with_head, toy_rows, write_csv, write_jsonl
+from toy import CLASSES, labelled, make_tiny_model, model_with_head, toy_rows, toy_sentences, write_csv, write_jsonl
 from transformers import AutoTokenizer
 
+from lit_tune.config.sections import tasks
 from lit_tune.data import splits
 from lit_tune.datamodule import TokenizedDataModule
-from lit_tune.errors import DataError, LitTuneError, ModelError, StorageError
+from lit_tune.errors import ConfigError, DataError, LitTuneError, ModelError, StorageError
 from lit_tune.tasks.sequence_classification import SequenceClassification
 
 
@@ -604,3 +605,14 @@ def test_a_stream_without_rows_is_exit_3(tiny_model_dir, tmp_path):
     datasets.Dataset.from_list(labelled(["a"])).select([]).to_parquet(str(tmp_path / "a.parquet"))
     task = SequenceClassification(label_names=["a", "b"])
     assert problem(tiny_model_dir, task=task, train=str(tmp_path / "a.parquet"), streaming=True).exit_code == 3
+
+
+@pytest.mark.parametrize("name", ["SequenceClassification", "TokenClassification"])
+def test_settings_that_do_not_fit_are_refused_where_the_data_comes_from_the_cache(name, tiny_model_dir, tmp_path):
+    rows = {"SequenceClassification": toy_rows(40), "TokenClassification": toy_sentences(40)}[name]
+    data = {"model_name_or_path": str(tiny_model_dir), "train": write_jsonl(tmp_path / "rows.jsonl", rows)}
+    for weights in ([1.0] * (3 if name.startswith("Sequence") else 5), None):
+        TokenizedDataModule(tasks()[name](class_weights=weights), **data).prepare("fit")
+    with pytest.raises(ConfigError, match="2 numbers for") as caught:
+        TokenizedDataModule(tasks()[name](class_weights=[1.0, 2.0]), **data).prepare("fit")
+    assert caught.value.where == "task.init_args.class_weights"

@@ -120,6 +120,13 @@ class Task(ABC):
             ModelError: A head for other labels, without ``new_head``.
         """
 
+    def check_settings(self, spec: Spec) -> None:  # noqa: B027 - a task may have none that could not fit
+        """Refuse settings that do not fit the labels, whether those were inspected or come from the cache.
+
+        Raises:
+            ConfigError: The first of them.
+        """
+
     @abstractmethod
     def spec_of_model(self, model_config: PretrainedConfig) -> Spec:
         """The spec of a model that already has a head, for evaluation without training data."""

@@ -121,16 +121,15 @@ class SequenceClassification(Task):
                 where="task.init_args.label_names",
                 fix="list the class names, or problem_type: regression",
             )
-        check_settings(
-            spec,
-            self.label_names,
-            self.threshold,
-            {"class_weights": self.class_weights, "pos_weight": self.pos_weight},
-            {"label_smoothing": self.label_smoothing or None, "focal_gamma": self.focal_gamma},
-        )
+        self.check_settings(spec)
         if train.is_streamed:
             self.check_balance(spec)
         return spec if new_head else keep_head(spec, model_config, "ForSequenceClassification")
+
+    def check_settings(self, spec: Spec) -> None:
+        weights: dict[str, Any] = {"class_weights": self.class_weights, "pos_weight": self.pos_weight}
+        shapes = {"label_smoothing": self.label_smoothing or None, "focal_gamma": self.focal_gamma}
+        check_settings(spec, self.label_names, self.threshold, weights, shapes)
 
     def spec_of_values(self, values: Distinct, named: list[str] | None, train: Split) -> Spec:
         """The spec of a column of labels."""

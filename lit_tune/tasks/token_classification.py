@@ -122,14 +122,17 @@ class TokenClassification(Task):
             )
         names = list(named) if named else self.names_of_tags(train)
         spec = Spec(PROBLEM, names, unit="word")
-        if isinstance(self.class_weights, list) and len(self.class_weights) != len(names):
+        self.check_settings(spec)
+        return spec if new_head else keep_head(spec, model_config, "ForTokenClassification")
+
+    def check_settings(self, spec: Spec) -> None:
+        if isinstance(self.class_weights, list) and len(self.class_weights) != spec.num_labels:
             raise ConfigError(
-                f"{len(self.class_weights)} numbers for {len(names)} tags ({', '.join(names[:8])})",
+                f"{len(self.class_weights)} numbers for {spec.num_labels} tags ({', '.join(spec.label_names[:8])})",
                 where="task.init_args.class_weights",
                 fix="one number per tag, in this order, or balanced",
             )
         self.tag_set(spec)  # refuses what the scheme does not have
-        return spec if new_head else keep_head(spec, model_config, "ForTokenClassification")
 
     def names_of_tags(self, train: Split) -> list[str]:
         """``O``, then the other tags sorted."""
