@@ -22,7 +22,8 @@ def found(
     names=("a", "b"), counts=(50, 50), kind=SINGLE, texts=None, overlaps=None, label_counts=None, tokens=None, **more
 ) -> list[tuple[str, str, str]]:
     """(severity, place, what) of each finding."""
-    spec = Spec(kind, list(names), list(counts), sum(counts), more.get("baseline", {}))
+    unit = {"unit": "word", "num_units": sum(counts)} if more.get("of_words") else {}
+    spec = Spec(kind, list(names), list(counts), sum(counts) // (3 if unit else 1), more.get("baseline", {}), **unit)
     examination = Examination(texts or {}, overlaps or {}, label_counts or {}, more.get("is_sorted", False))
     facts = Facts(spec, examination, tokens or {}, 64, tuple(more.get("accepted", ())))
     findings = data_findings(facts)
@@ -46,6 +47,15 @@ def test_one_answer_for_all_rows_is_an_error_unless_it_is_accepted(counts, kind,
     assert found(counts=counts, kind=kind)[0] == ("error", "data.train", what)
     assert found(counts=counts, kind=kind, accepted=["single_class"])[0] == ("warning", "data.train", what)
     assert found(counts=counts, kind=kind, accepted=["leakage"])[0][0] == "error"
+
+
+def test_tags_are_counted_by_words():
+    words = {"kind": "token_classification", "of_words": True}
+    assert found(("O", "B-x"), (60, 0), **words)[0][2] == "every word of train has the label 'O'"
+    assert [what for *_, what in found(("O", "B-x", "B-y"), (900, 9, 0), **words)] == [
+        "1 of 3 labels have no word in train: B-y",
+        "1 label(s) have fewer than 10 words in train: 'B-x' 9",
+    ]
 
 
 def test_one_target_for_all_rows_is_an_error():

@@ -167,6 +167,16 @@ def test_doubts_about_the_data_name_where_the_data_comes_from():
     assert lines(State.SUSPICIOUS)[0] == "task.init_args.text_columns (now [text]): does a text give its label away?"
 
 
+def test_columns_are_named_by_the_arguments_of_the_task_in_use():
+    task = {"label_key": "task.init_args.tags_column", "input_key": "task.init_args.tokens_column"}
+    task |= {"task.init_args.tags_column": "ner_tags", "task.init_args.tokens_column": "tokens"}
+    shown = "task.init_args.tokens_column (now tokens): does a text give its label away?"
+    assert lines(State.SUSPICIOUS, task)[0] == shown
+    advised = [line for state in State for line in lines(state, task)]
+    assert any(line.startswith("task.init_args.tags_column (now ner_tags)") for line in advised)
+    assert not any("label_column" in line or "text_columns" in line for line in advised)
+
+
 def test_a_run_that_was_not_measured_is_advised_what_to_measure():
     none = {"data.val_fraction": 0.0, "num_val_rows": 0}
     assert lines(State.NOT_MEASURED, none) == ["data.val_fraction: 0.1 (now 0): without val rows nothing can be said"]

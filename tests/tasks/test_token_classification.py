@@ -302,6 +302,13 @@ def test_predictions_are_spans_of_words_with_the_mean_probability_of_their_tags(
     assert empty == {"entities": [], "tags": [], "score": 0.0, "unread_words": 0}
 
 
+def test_a_broken_model_is_told_by_a_score_that_is_no_number():
+    aside = {"words": [["a"]], "word_starts": torch.tensor([[0]])}
+    outputs = SimpleNamespace(logits=torch.full((1, 1, len(NAMES)), torch.nan))
+    (record,) = TokenClassification().decode(outputs, {"aside": aside}, SPEC)
+    assert np.isnan(record["score"])
+
+
 def test_strict_spans_are_those_of_the_scheme():
     tags, words, starts = [[2, 1, 4, 4]], [["a", "b", "c", "d"]], [[0, 1, 2, 3]]
     lenient, strict = decoded(tags, words, starts), decoded(tags, words, starts, strict=True)
