@@ -128,7 +128,7 @@ def other_size(s: Scene) -> Options:
     return good(s, **{"model.config_overrides": "{intermediate_size: 64}"})
 
 
-@fault(44, "a model that needs its own code", 4, "needs code from its repository", place="model.model_name_or_path")
+@fault(44, "a model that needs its own code", 4, "needs code of its own repository", place="model.model_name_or_path")
 def remote_code(s: Scene) -> Options:
     classes = {"AutoConfig": "own.Config", "AutoModelForSequenceClassification": "own.Model"}
     s.change("config.json", model_type="own", auto_map=classes)
