@@ -40,6 +40,32 @@ _LOSSES = [
     "SoftMarginLoss",
 ]
 
+PEFT_CONFIGS = {
+    "lora": "LoraConfig",
+    "ia3": "IA3Config",
+    "prompt_tuning": "PromptTuningConfig",
+    "c3a": "C3AConfig",
+    "delora": "DeloraConfig",
+    "fourierft": "FourierFTConfig",
+    "gralora": "GraloraConfig",
+    "hra": "HRAConfig",
+    "ln_tuning": "LNTuningConfig",
+    "loha": "LoHaConfig",
+    "lokr": "LoKrConfig",
+    "miss": "MissConfig",
+    "oft": "OFTConfig",
+    "p_tuning": "PromptEncoderConfig",
+    "prefix_tuning": "PrefixTuningConfig",
+    "randlora": "RandLoraConfig",
+    "road": "RoadConfig",
+    "shira": "ShiraConfig",
+    "vblora": "VBLoRAConfig",
+    "vera": "VeraConfig",
+    "waveft": "WaveFTConfig",
+}
+"""Module of ``peft.tuners`` -> its config, plain data. Not: those that name further models (xlora, shadow), read files,
+want to be called in the training loop (adalora), or compile an extension when they are made (boft)."""
+
 ALLOWED: tuple[str, ...] = (
     # Not `lit_tune` as a whole: a config that can name `lit_tune.imports.allow_import` can widen this list. Nor
     # `lit_tune.callbacks`: every run has those that a config may set, and others write where they are told.
@@ -58,6 +84,8 @@ ALLOWED: tuple[str, ...] = (
     # Not `transformers`: its pipelines and Auto classes download.
     "transformers.optimization.Adafactor",
     "bitsandbytes.optim",
+    *(f"peft.{name}" for name in PEFT_CONFIGS.values()),
+    *(f"peft.tuners.{module}.config.{name}" for module, name in PEFT_CONFIGS.items()),
 )
 """Dotted prefixes a config may name; a prefix covers itself and everything under it."""
 

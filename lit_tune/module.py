@@ -18,8 +18,10 @@ from lit_tune.errors import is_out_of_memory
 from lit_tune.memory import explain
 from lit_tune.metrics import scalars
 from lit_tune.models import load
-from lit_tune.models.freezing import freeze as freeze_parameters
-from lit_tune.models.freezing import train_mode
+from lit_tune.models.adapter_settings import adapter_settings
+from lit_tune.models.adapters import is_adapted, trainable_line
+from lit_tune.models.assembly import Recipe, assemble
+from lit_tune.models.base_reference import Reference
 from lit_tune.optim.adopt import configured_settings
 from lit_tune.optim.clipping import scale_and_clip
 from lit_tune.optim.optimizers import OptimizerSettings, build_optimizer
@@ -53,6 +55,8 @@ class FineTuneModule(L.LightningModule):
         compile: Compile the model with ``torch.compile``.
         freeze: Parameters that are not trained: ``backbone``, or regular expressions searched in parameter names.
         new_head: Replace the head of a model that was trained for other labels.
+        adapter: Train an adapter and the head: ``lora``, ``dora``, ``rslora``, ``ia3``, ``prompt_tuning``; or with keys
+            ``{type: lora, r: 8, alpha: 16, dropout: 0.0}``, or ``{class_path: peft.VeraConfig, init_args: {...}}``.
         log_parameter_norms: Log the gradient norm of every parameter, not only the total.
     """
 
@@ -71,6 +75,7 @@ class FineTuneModule(L.LightningModule):
         compile: bool = False,
         freeze: str | list[str] | None = None,
         new_head: bool = False,
+        adapter: str | dict[str, Any] | None = None,
         log_parameter_norms: bool = False,
     ) -> None:
         super().__init__()
@@ -79,12 +84,15 @@ class FineTuneModule(L.LightningModule):
         self.from_scratch, self.dtype_name, self.attn_implementation = from_scratch, dtype, attn_implementation
         self.gradient_checkpointing, self.compile_model, self.new_head = gradient_checkpointing, compile, new_head
         self.freeze_patterns = [freeze] if isinstance(freeze, str) else list(freeze or [])
+        self.adapter = adapter_settings(adapter)
         self.log_parameter_norms = log_parameter_norms
         self.optimizer_settings = OptimizerSettings(**dict(optimizer or {}))
         self.schedule_settings = ScheduleSettings(**dict(lr_schedule or {}))
 
         self.spec: Spec | None = None
         self.model: PreTrainedModel | None = None
+        self.base_reference: Reference = {}
+        """Hashes of the weights that an adapter lies on."""
         self.new_parameters: list[str] = []
         self.guard = StepGuard(self.optimizer_settings.skip_nonfinite)
         self.num_skipped_steps = 0
@@ -113,27 +121,18 @@ class FineTuneModule(L.LightningModule):
         if self._trainer is not None:
             # a new head must not depend on whether the data came from the cache
             torch.manual_seed(self.trainer.datamodule.default_seed)  # type: ignore[attr-defined]
-        self.model, report = load.build_model(
-            self.task.auto_class,
-            self.model_name,
-            config,
-            revision=self.revision,
-            from_scratch=self.from_scratch,
-            dtype=self.dtype_name,
-            attn_implementation=self.attn_implementation,
-            new_head=self.new_head,
-        )
         fitting = self._trainer is None or self.trainer.state.fn == "fit"
-        load.refuse_new_parameters(report, self.model_name, fitting)
-        self.new_parameters = report.new_parameters
-        if self.gradient_checkpointing:
-            load.recompute_activations(self.model)
-        if self.freeze_patterns and fitting:
-            freeze_parameters(self.model, self.freeze_patterns)
-        train_mode(self.model)
+        made = assemble(self.task.auto_class, self.recipe, config, fitting)
+        self.model, self.base_reference, self.new_parameters = made
         self.evaluation = Evaluation(self.task, self.spec, (*VAL_STAGES, "test"))
         if self.compile_model:
             self.model.compile()  # in place: names in checkpoints and exports stay those of transformers
+
+    @property
+    def recipe(self) -> Recipe:
+        """How the model is put together."""
+        weights = (self.model_name, self.revision, self.from_scratch, self.dtype_name, self.attn_implementation)
+        return Recipe(*weights, self.new_head, self.gradient_checkpointing, tuple(self.freeze_patterns), self.adapter)
 
     def build_config(self, spec: Spec) -> PretrainedConfig:
         """The model's config with labels, overrides and a pad token."""
@@ -172,6 +171,8 @@ class FineTuneModule(L.LightningModule):
         ranks = f" x {self.trainer.world_size}" if self.trainer.world_size > 1 else ""
         said = load.describe_model(self.model)
         log.info("model    %s, precision %s, on %s%s", said, self.trainer.precision, self.device, ranks)
+        if is_adapted(self.model):
+            log.info("adapter  %s", trainable_line(self.model))
         if self.device.type == "cpu" and torch.cuda.is_available():
             log.warning("this run uses the CPU although there is a GPU. Fix: trainer.accelerator: gpu")
         log.debug("%s", self.model)

@@ -48,6 +48,7 @@ def test_build_gives_trainer_module_and_datamodule(built):
     assert type(datamodule) is TokenizedDataModule
 
 
+@pytest.mark.slow  # a process of its own
 def test_build_prints_nothing_writes_nothing_and_ignores_a_foreign_command_line(tmp_path):
     code = f"""
 import sys

@@ -123,10 +123,13 @@ def test_a_setting_is_accepted(setting):
         parse(["--data.train", "a.csv", "--model.model_name_or_path", "m", f"--{key}={value}"])
 
 
-def test_the_config_parses(tmp_path):
-    (config,) = blocks(README, "yaml")
-    (tmp_path / "c.yaml").write_text(config)
+def test_the_config_parses_and_the_parts_on_top_of_it(tmp_path):
+    whole, *parts = blocks(README, "yaml")
+    (tmp_path / "c.yaml").write_text(whole)
     parse(["--config", str(tmp_path / "c.yaml")])
+    for part in parts:
+        (tmp_path / "part.yaml").write_text(part)
+        parse(["--config", str(tmp_path / "c.yaml"), "--config", str(tmp_path / "part.yaml")])
 
 
 def test_the_python_example_runs(tmp_path, monkeypatch, capsys):

@@ -17,7 +17,7 @@ from lit_tune.callbacks.overfit_detector import OverfitCallback
 from lit_tune.callbacks.run_record import RunRecord
 from lit_tune.durable import fingerprints, sync_folder, sync_tree, temporary_of
 from lit_tune.errors import NumericsError, StorageError
-from lit_tune.models.remote_code import code_options
+from lit_tune.models.assembly import load_as_anyone, save
 from lit_tune.run_dir import EXPORT_HASHES, RunDir
 
 log = logging.getLogger("lit_tune")
@@ -123,7 +123,7 @@ def export(pl_module: Any, trainer: Any, run_dir: RunDir, card: str, expected: t
     temporary, old = temporary_of(target), temporary_of(target.with_name(f"{target.name}.old"))
     try:
         shutil.rmtree(temporary, ignore_errors=True)
-        pl_module.model.save_pretrained(temporary)
+        save(pl_module.model, temporary, pl_module.base_reference)
         trainer.datamodule.tokenizer.save_pretrained(temporary)
         (temporary / "README.md").write_text(card, "utf-8")
         verify(pl_module, trainer, temporary, expected)
@@ -178,10 +178,7 @@ def verify(pl_module: Any, trainer: Any, folder: Path, expected: torch.Tensor | 
     """
     fix = "run fit again; if it stays so, this is a bug in lit-tune"
     try:
-        code = code_options(str(folder), None, "run_dir")
-        model = pl_module.task.auto_class.from_pretrained(
-            folder, dtype=pl_module.model.dtype, use_safetensors=True, **code
-        )
+        model = load_as_anyone(pl_module.task.auto_class, folder, pl_module.model.dtype)
     except Exception as e:  # each broken file has its own class of error
         reason = f"{type(e).__name__}: {str(e).partition(chr(10))[0][:200]}"
         raise StorageError(f"the export does not load: {reason}", where=str(folder.parent), fix=fix) from e

@@ -8,6 +8,7 @@ import lightning as L
 import yaml
 
 from lit_tune.callbacks.run_record import RunRecord, plain
+from lit_tune.models.adapters import is_adapted
 from lit_tune.run_dir import environment
 
 SECTIONS = ("task", "optimizer", "lr_schedule", "seed_everything")
@@ -20,8 +21,9 @@ def model_card(trainer: L.Trainer, pl_module: Any, record: RunRecord, verdict: d
     spec = pl_module.spec
     is_local = Path(pl_module.model_name).exists()
     base = Path(pl_module.model_name).resolve().name if is_local else pl_module.model_name
+    adapted = is_adapted(pl_module.model)
     header: dict[str, Any] = {
-        "library_name": "transformers",
+        "library_name": "peft" if adapted else "transformers",
         "pipeline_tag": pl_module.task.pipeline,
         "tags": ["lit-tune"],
     }
@@ -40,11 +42,7 @@ def model_card(trainer: L.Trainer, pl_module: Any, record: RunRecord, verdict: d
         "",
         f"Fine-tuned with lit-tune on {dataset or 'local files'} ({rows} rows): {spec.problem_type.replace('_', ' ')}.",
         "",
-        "```python",
-        "from transformers import pipeline",
-        "",
-        f'run = pipeline("{pl_module.task.pipeline}", "PATH_OR_ID")',
-        "```",
+        usage(pl_module.task.pipeline, pl_module.task.auto_class.__name__ if adapted else None),
         "",
     ]
     if spec.label_names:
@@ -56,6 +54,28 @@ def model_card(trainer: L.Trainer, pl_module: Any, record: RunRecord, verdict: d
     versions = environment()["versions"]
     lines += ["Versions: " + ", ".join(f"{k} {v}" for k, v in versions.items()), ""]
     return "\n".join(lines)
+
+
+def usage(pipeline: str, auto_class: str | None) -> str:
+    """How the folder is used.
+
+    Args:
+        pipeline: transformers' name of what the task does.
+        auto_class: HF Auto class of the base model, where the folder holds an adapter.
+    """
+    if auto_class is None:
+        lines = ["from transformers import pipeline", "", f'run = pipeline("{pipeline}", "PATH_OR_ID")']
+    else:
+        lines = [
+            "from peft import PeftConfig, PeftModel",
+            f"from transformers import AutoConfig, {auto_class}",
+            "",
+            'folder = "PATH_OR_ID"  # config.json holds the labels, adapter_config.json names the base model',
+            "base = PeftConfig.from_pretrained(folder).base_model_name_or_path",
+            f"model = {auto_class}.from_pretrained(base, config=AutoConfig.from_pretrained(folder))",
+            "model = PeftModel.from_pretrained(model, folder)",
+        ]
+    return "\n".join(["```python", *lines, "```"])
 
 
 def metrics_table(best: dict[str, float | None], baseline: dict[str, float]) -> list[str]:

@@ -1,21 +1,18 @@
 """Weights that are not trained are written once, by whoever made the base model, and not into every checkpoint."""
 
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import torch
-import xxhash
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from lit_tune.errors import StorageError
+from lit_tune.models.base_reference import Reference, digest_of, dtype_name, frozen_parameters
 
 KEY = "frozen_weights"
 """Entry of a ``state_dict`` that stands for the parameters left out of it: name -> [dtype, hash]."""
-
-Reference = dict[str, list[str]]
 
 
 class FrozenWeights(Callback):
@@ -82,25 +79,5 @@ class FrozenWeights(Callback):
         """Data type and hash; computed again only where something wrote into the parameter."""
         state = (parameter.data_ptr(), parameter._version, parameter.dtype)
         if name not in self._seen or self._seen[name][0] != state:
-            dtype = str(parameter.dtype).removeprefix("torch.")
-            self._seen[name] = (state, [dtype, digest_of(parameter.detach())])
+            self._seen[name] = (state, [dtype_name(parameter), digest_of(parameter)])
         return self._seen[name][1]
-
-
-def frozen_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Parameters that are not trained, under each of their names; those of special storage (quantized) are kept out."""
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        if not parameter.requires_grad and type(parameter) is nn.Parameter:
-            yield name, parameter
-
-
-def digest_of(tensor: torch.Tensor) -> str:
-    """Hash of shape and bytes.
-
-    >>> digest_of(torch.zeros(2)) == digest_of(torch.zeros(2, 1))
-    False
-    """
-    digest = xxhash.xxh3_128(str(tuple(tensor.shape)).encode())
-    content: Any = tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    digest.update(content)
-    return digest.hexdigest()

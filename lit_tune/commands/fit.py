@@ -8,6 +8,7 @@ from lit_tune.callbacks.run_record import RunRecord
 from lit_tune.cli import parse
 from lit_tune.console import configure_logging, is_rank_zero
 from lit_tune.errors import OutOfMemory, StorageError
+from lit_tune.models.adapter_folders import CONFIG
 from lit_tune.preflight.batch_sizes import BatchSizes, next_sizes, start_over, use_decided
 from lit_tune.preflight.examine import check_before_fit
 from lit_tune.preflight.start import checkpoint_path, goes_on, plan_start, start_of_rank_zero, tell_ranks
@@ -97,7 +98,7 @@ def complete(run_dir: RunDir) -> str:
     lines = [f"{run_dir} is complete: {manifest['steps']:,} steps in {manifest['seconds']:.0f} s; nothing to do"]
     if verdict := manifest.get("verdict"):
         lines.append(f"verdict  {verdict['message']}")
-    lines.append(f"model    {run_dir.best}  (from_pretrained loads it)")
+    lines.append(f"model    {run_dir.best}  ({who_loads(run_dir)} loads it)")
     lines.append("next     a longer run: --trainer.max_epochs N; again: --overwrite; another one: --run_dir NEW")
     return "\n".join(lines)
 
@@ -115,7 +116,12 @@ def summary(run_dir: RunDir, record: RunRecord) -> str:
         shown = "undefined" if value is None else f"{value:.4f}"
         lines.append(f"best     {monitor} {shown}{beside}, at step {best['step']:,}")
     if run_dir.best.is_dir():
-        lines.append(f"model    {run_dir.best}  (from_pretrained loads it)")
+        lines.append(f"model    {run_dir.best}  ({who_loads(run_dir)} loads it)")
     lines.append(f"numbers  {run_dir.metrics}, {run_dir.manifest}")
     lines.append(f"next     lit-tune test --config {run_dir.config} [--data.test FILE]")
     return "\n".join(lines)
+
+
+def who_loads(run_dir: RunDir) -> str:
+    """What reads ``best/``."""
+    return "peft" if (run_dir.best / CONFIG).is_file() else "from_pretrained"

@@ -66,7 +66,7 @@ def _usage(verb: str) -> str:
     if verb == "fit":
         lines.append("  lit-tune fit --data.train my.csv --model.model_name_or_path bert-base-uncased")
     elif verb != "prepare":
-        extra = " --data.predict new.csv" if verb == "predict" else ""
+        extra = {"predict": " --data.predict new.csv", "export": " --output my_model"}.get(verb, "")
         lines.append(f"  lit-tune {verb} --config runs/my_run/config.yaml{extra}")
     return "\n".join(lines).replace(NO_BREAK, " ")
 

@@ -97,3 +97,11 @@ RANGES: dict[str, Range] = {
     "trainer.limit_predict_batches": _NOT_NEGATIVE,
 }
 """Key -> numbers allowed; checked after parsing, null passes where the type allows it."""
+
+ADAPTER_RANGES: dict[str, Range] = {
+    "r": _COUNT,
+    "alpha": _POSITIVE,
+    "dropout": Range(0, 1, high_open=True),
+    "num_virtual_tokens": _COUNT,
+}
+"""The same for the keys of ``model.adapter``, which reads them itself."""

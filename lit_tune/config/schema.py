@@ -3,9 +3,11 @@
 from typing import Any
 
 from lit_tune.config.parameters import Parameter, parameters_of, summary_of
-from lit_tune.config.ranges import RANGES
+from lit_tune.config.ranges import ADAPTER_RANGES, RANGES
 from lit_tune.config.sections import DEFAULT_TASK, SECTIONS, TASK_TITLE, TOP_LEVEL, Section, tasks
 from lit_tune.config.types import classes, json_schema
+from lit_tune.models.adapter_settings import KEY as ADAPTER
+from lit_tune.models.adapter_settings import TYPES, AdapterSettings
 from lit_tune.tasks.base import Task
 
 
@@ -70,7 +72,7 @@ def _init_args(name: str, task: type[Task]) -> dict[str, Any]:
 
 def _property(key: str, parameter: Parameter) -> dict[str, Any]:
     schema: dict[str, Any] = {"description": parameter.help} if parameter.help else {}
-    schema |= json_schema(parameter.hint)
+    schema |= _adapter() if key == ADAPTER else json_schema(parameter.hint)
     if not parameter.required and not classes(parameter.hint):
         schema["default"] = parameter.default
     if key in RANGES:
@@ -78,3 +80,12 @@ def _property(key: str, parameter: Parameter) -> dict[str, Any]:
         # a bound holds for numbers only, so null and texts pass it
         schema |= {"anyOf": [*bounds["anyOf"], {"type": "null"}]} if "anyOf" in bounds else bounds
     return schema
+
+
+def _adapter() -> dict[str, Any]:
+    """A type's name, or a mapping with the keys of :class:`AdapterSettings`."""
+    properties = {p.name: _property(f"{ADAPTER}.{p.name}", p) for p in parameters_of(AdapterSettings)}
+    for name, bounds in ADAPTER_RANGES.items():
+        properties[name] |= bounds.json_schema()
+    settings = {"type": "object", "properties": properties, "additionalProperties": False}
+    return {"anyOf": [{"enum": [*TYPES]}, settings, {"type": "null"}]}

@@ -37,9 +37,9 @@ def refuse_detours(folder: Path, key: str) -> None:
     """
     if (folder / "adapter_config.json").is_file():
         raise ModelError(
-            f"{folder} holds an adapter, which sends for its base model",
+            f"{folder} holds an adapter, where a whole model is needed",
             where=key,
-            fix="merge it into its base model, save that, and name its folder",
+            fix="merge it into its base model (`lit-tune export --merge`), and name that folder",
         )
     for index in folder.glob("*.index.json"):
         try:

@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lit_tune.errors import ConfigError, nearest
 from lit_tune.models.layers import head_parameter_names
@@ -84,12 +85,22 @@ def frozen_modules(model: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
-def train_mode(model: nn.Module) -> None:
+def train_mode(model: nn.Module, is_whole: bool = False) -> None:
     """Training mode, dropout on: transformers gives models in eval mode and Lightning leaves them so.
 
     A submodule without any trainable parameter runs in eval mode: its dropout would only add noise.
+
+    Args:
+        model: The model.
+        is_whole: There is an adapter in it, which changes what all of it computes: dropout is on everywhere, as with
+            peft used alone. Only running means of frozen normalisation layers stay, which no adapter saves.
     """
     model.train()
+    if is_whole:
+        for module in model.modules():
+            if isinstance(module, _BatchNorm) and not any(p.requires_grad for p in module.parameters()):
+                module.eval()
+        return
     for name, module in frozen_modules(model).items():
         module.eval()
         log.info("eval mode, because nothing in it is trained: %s", name)

@@ -16,6 +16,9 @@ from typing import Any
 
 from torch import nn
 
+PROMPT = "prompt_encoder."
+"""Where peft keeps the virtual tokens of prompt tuning, beside the model: they are embeddings, no head."""
+
 # Names where the order of registration misleads: BART registers `layernorm_embedding` behind its layers, MPNet its
 # `relative_attention_bias`, OPT its `final_layer_norm` and `project_out` before them.
 _BEFORE_THE_LAYERS = re.compile(r"emb|relative|position|shared|wte|wpe|rel_", re.IGNORECASE)
@@ -46,7 +49,8 @@ def head_parameter_names(model: nn.Module) -> set[str]:
         head = _parameter_ids(model, "get_output_embeddings") - _parameter_ids(model, "get_input_embeddings")
         return {name for name, p in model.named_parameters() if id(p) in head}
     body = {id(p) for p in base.parameters()}
-    return {name for name, p in model.named_parameters() if id(p) not in body}
+    outside = {name for name, p in model.named_parameters() if id(p) not in body}
+    return {name for name in outside if not name.startswith(PROMPT)}
 
 
 def layer_depths(model: nn.Module) -> dict[str, int]:
@@ -64,7 +68,7 @@ def layer_depths(model: nn.Module) -> dict[str, int]:
     top = max((block.depth for block in blocks), default=0) + 1
     head = head_parameter_names(model)
     depth_in_base = _depths_in_base(base, blocks)
-    return {name: top if name in head else depth_in_base[id(parameter)] for name, parameter in model.named_parameters()}
+    return {name: top if name in head else depth_in_base.get(id(p), 0) for name, p in model.named_parameters()}
 
 
 def _base_model(model: nn.Module) -> nn.Module:

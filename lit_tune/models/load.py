@@ -19,6 +19,7 @@ from transformers.utils import logging as hf_logging
 
 from lit_tune import hub_access
 from lit_tune.errors import ConfigError, LitTuneError, ModelError, nearest
+from lit_tune.models.adapter_folders import whose_config, whose_tokenizer
 from lit_tune.models.detours import refuse_detours, refuse_kernels
 from lit_tune.models.layers import head_parameter_names
 from lit_tune.models.load_errors import KEY, explain, first_line
@@ -54,6 +55,7 @@ def load_config(name: str, revision: str | None = None, overrides: dict[str, Any
         ConfigError: A field the config does not have.
     """
     quiet_transformers()
+    name, revision = whose_config(name, revision)
     ask_hub_first(name)
     try:
         config = AutoConfig.from_pretrained(name, revision=revision, **code_options(name, revision, KEY))
@@ -94,6 +96,7 @@ def load_tokenizer(name: str, revision: str | None = None, key: str = KEY) -> Pr
         ModelError: There is none, or it cannot be read.
     """
     quiet_transformers()
+    name, revision = whose_tokenizer(name, revision)
     ask_hub_first(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, **code_options(name, revision, key))
@@ -127,38 +130,6 @@ def mark_words(tokenizer: PreTrainedTokenizerBase) -> None:
     )
     tokenizer.add_prefix_space = True  # type: ignore[attr-defined]
     tokenizer.init_kwargs["add_prefix_space"] = True  # a class of its own sets it from here when it is loaded again
-
-
-def max_positions(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Most tokens the model can read, or None where nothing limits it (relative positions)."""
-    limits = []
-    positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    if isinstance(positions, int) and positions > 0:
-        # RoBERTa counts positions from padding_idx + 1, so that two of its 514 rows are never used
-        offset = (config.pad_token_id or 0) + 1 if config.model_type in ROBERTA_LIKE else 0
-        limits.append(positions - offset)
-    if 0 < tokenizer.model_max_length < 1_000_000:  # "no limit" is stored as 1e30
-        limits.append(tokenizer.model_max_length)
-    return min(limits) if limits else None
-
-
-ROBERTA_LIKE = (
-    "roberta",
-    "xlm-roberta",
-    "camembert",
-    "xlm-roberta-xl",
-    "roberta-prelayernorm",
-    "longformer",
-    "xmod",
-    "mpnet",
-    "data2vec-text",
-    "ibert",
-    "luke",
-    "lilt",
-    "markuplm",
-    "layoutlmv3",
-    "esm",
-)
 
 
 @dataclass(frozen=True)

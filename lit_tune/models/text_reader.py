@@ -8,7 +8,8 @@ from typing import Any
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from lit_tune.errors import ConfigError, ModelError
-from lit_tune.models.load import load_config, load_tokenizer, mark_words, max_positions, set_pad_token
+from lit_tune.models.load import load_config, load_tokenizer, mark_words, set_pad_token
+from lit_tune.models.positions import max_positions
 
 log = logging.getLogger("lit_tune")
 DEFAULT_MAX_LENGTH = 512

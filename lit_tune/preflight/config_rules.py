@@ -220,6 +220,19 @@ def model(s: Situation) -> Iterator[LitTuneError]:
             where="model.freeze",
             fix="remove model.freeze or from_scratch",
         )
+    adapter = s["model.adapter"]
+    if adapter is not None and s["model.from_scratch"]:
+        yield ConfigError(
+            "an adapter on random weights: the base model would never be trained",
+            where="model.adapter",
+            fix="remove model.adapter or from_scratch",
+        )
+    if adapter is not None and frozen:
+        yield ConfigError(
+            "has no effect: with an adapter the base model is frozen, and the head is trained",
+            where="model.freeze",
+            fix="remove model.freeze or model.adapter",
+        )
     for name in (s["model.config_overrides"] or {}).keys() & set(LABEL_FIELDS):
         yield ConfigError(
             f"{name} is read from the data",

@@ -16,15 +16,15 @@ from lit_tune.data.split import Split
 from lit_tune.datamodule import TokenizedDataModule
 from lit_tune.errors import LitTuneError, collected, raise_problems
 from lit_tune.foreign_errors import in_our_words
-from lit_tune.models.weight_files import WeightFiles, find_weights, verify
+from lit_tune.models.weight_files import WeightFiles
 from lit_tune.module import FineTuneModule
+from lit_tune.preflight.adapter_rules import check_prompt, find_base
 from lit_tune.preflight.advice_rules import advice
 from lit_tune.preflight.data_rules import Facts, data_findings
 from lit_tune.preflight.devices import device_findings, this_machine
 from lit_tune.preflight.findings import errors
 from lit_tune.preflight.model_rules import (
     check_shapes,
-    hashes_of_run,
     rehearse,
     require_head,
     skeleton_of,
@@ -124,8 +124,8 @@ class Preflight:
             self.report.max_length = reader.max_length
         if not module.from_scratch:
             with collected(problems):
-                self.weights = find_weights(module.model_name, module.revision)
-                verify(self.weights, hashes_of_run(Path(module.model_name)))
+                self.weights = find_base(module.recipe)
+                check_prompt(module.recipe, reader.config, reader.max_length)
         return len(problems) == before
 
     def rows(self, has_model: bool) -> dict[str, Split]:
@@ -166,10 +166,10 @@ class Preflight:
         """The model without numbers: shapes, groups, schedule, and how large checkpoints will be."""
         report, plan = self.report, self.report.plan
         report.architecture = type(skeleton).__name__
-        report.size = size = rehearse(self.module, skeleton, plan.steps if plan else None, problems)
         if self.weights is not None:
             with collected(problems):
                 check_shapes(self.module, skeleton, self.weights)
+        report.size = size = rehearse(self.module, skeleton, plan.steps if plan else None, problems)
         kept = [self.situation[f"checkpoint.keep_{which}"] for which in ("best", "last")]
         needed = NUM_CHECKPOINTS * size.checkpoint_bytes if any(kept) else 0
         wanted = sum(max(1, n) for n in kept if n) * size.checkpoint_bytes + size.checkpoint_bytes + size.export_bytes
@@ -232,8 +232,9 @@ def check_before_evaluation(module: FineTuneModule, datamodule: TokenizedDataMod
     if module.from_scratch:
         return
     tokenizer_findings(module.task, datamodule.reader.tokenizer)
-    weights = find_weights(module.model_name, module.revision)
-    verify(weights, hashes_of_run(Path(module.model_name)))
+    weights = find_base(module.recipe)
+    if module.recipe.folder() is not None:
+        return  # what an adapter lacks is told when it is put on its base model
     skeleton = skeleton_of(module, datamodule.spec or module.task.spec_of_model(datamodule.reader.config))
     if skeleton is not None:
         require_head(module.model_name, skeleton, weights)

@@ -3,13 +3,11 @@
 The skeleton is the model on torch's ``meta`` device: every module and shape, no memory, no randomness drawn.
 """
 
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -26,8 +24,8 @@ from lit_tune.models.weight_files import WeightFiles
 from lit_tune.module import FineTuneModule
 from lit_tune.optim.optimizers import build_optimizer
 from lit_tune.optim.schedules import build_schedule
+from lit_tune.preflight.adapter_rules import adapt
 from lit_tune.preflight.findings import Finding, warning
-from lit_tune.run_dir import EXPORT_HASHES
 from lit_tune.tasks.base import Spec, Task
 
 
@@ -39,11 +37,13 @@ class Size:
         parameters: Numbers in it.
         trained: Numbers that are trained.
         states: Numbers the optimizer keeps for each trained one; Adam two.
+        is_adapted: ``best/`` holds what is trained and not the rest.
     """
 
     parameters: int
     trained: int
     states: int = 2
+    is_adapted: bool = False
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -53,16 +53,7 @@ class Size:
     @property
     def export_bytes(self) -> int:
         """Size of ``best/``."""
-        return 4 * self.parameters
-
-
-def hashes_of_run(folder: Path) -> dict[str, str]:
-    """Hashes of a folder that is a run's ``best/``, from the run's manifest."""
-    try:
-        manifest = json.loads((folder.parent / "manifest.json").read_text("utf-8"))
-        return {name: found[1] for name, found in manifest[EXPORT_HASHES].items()} if folder.name == "best" else {}
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
-        return {}
+        return 4 * (self.trained if self.is_adapted else self.parameters)
 
 
 def tokenizer_findings(task: Task, tokenizer: PreTrainedTokenizerBase) -> list[Finding]:
@@ -129,6 +120,10 @@ def rehearse(
     if module.gradient_checkpointing:
         with collected(problems):
             recompute_activations(skeleton)
+    recipe, is_adapted = module.recipe, False
+    with collected(problems):
+        adapted = adapt(recipe, skeleton, module.task.auto_class)
+        skeleton, is_adapted = adapted, adapted is not skeleton
     if module.freeze_patterns:
         with collected(problems):
             freeze(skeleton, module.freeze_patterns)
@@ -154,6 +149,7 @@ def rehearse(
         sum(p.numel() for p in skeleton.parameters()),
         sum(p.numel() for p in skeleton.parameters() if p.requires_grad),
         states,
+        is_adapted,
     )
 
 

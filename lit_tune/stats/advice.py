@@ -159,7 +159,8 @@ def more_smoothing(case: Case) -> Advice | None:
 def freeze_backbone(case: Case) -> Advice | None:
     """Train only the head where there are few rows."""
     rows = case.settings.get("num_train_rows")
-    if not rows or rows >= FEW_ROWS or case.settings.get("model.freeze") or case.settings.get("model.from_scratch"):
+    other_choice = any(case.settings.get(key) for key in ("model.freeze", "model.from_scratch", "model.adapter"))
+    if not rows or rows >= FEW_ROWS or other_choice:
         return None
     shown = "null" if "model.freeze" in case.settings else None
     return Advice("model.freeze", "backbone", shown, f"{rows} train rows are few for all weights")

@@ -92,3 +92,20 @@ def test_the_verb_prints_it_and_writes_it(capsys, tmp_path):
 def test_a_place_that_cannot_be_written_is_exit_7(capsys, tmp_path):
     assert main(["schema", "--output", str(tmp_path / "no" / "s.json")]) == 7
     assert "Fix: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("adapter", "is_right"),
+    [
+        ("lora", True),
+        ({"type": "dora", "r": 4, "target_modules": ["query"]}, True),
+        ({"class_path": "peft.VeraConfig", "init_args": {"r": 4}}, True),
+        (None, True),
+        ("lorra", False),
+        ({"rank": 4}, False),
+        ({"r": 0}, False),
+        ({"dropout": 1.0}, False),
+    ],
+)
+def test_an_adapter_is_exact(validator, adapter, is_right):
+    assert validator.is_valid({"model": {"adapter": adapter}}) is is_right

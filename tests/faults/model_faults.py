@@ -9,7 +9,6 @@ from faults.registry import NOT_HERE, Options, Scene, fault
 from toy import model_with_head
 
 NOT_HERE[42] = "gated, not found and offline need a server and a new process: test_hub_faults.py"
-NOT_HERE[43] = "there are no adapters yet, so no target modules that match nothing"
 
 
 def good(s: Scene, **more: object) -> Options:
@@ -86,6 +85,13 @@ def missing_shard(s: Scene) -> Options:
     index = {"metadata": {}, "weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
     (s.model / "model.safetensors.index.json").write_text(json.dumps(index))
     return good(s)
+
+
+@fault(
+    43, "target modules that match nothing", 4, "has no module 'querry'", "did you mean query?", place="model.adapter"
+)
+def unmatched_target(s: Scene) -> Options:
+    return good(s, **{"model.adapter": '{"target_modules": ["querry"]}'})
 
 
 def flip_a_bit(path: Path) -> None:

@@ -16,7 +16,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 
 from lit_tune.__main__ import main
 from lit_tune.errors import ConfigError, LitTuneError, ModelError
-from lit_tune.models.load import LoadReport, build_model, load_config, load_tokenizer, max_positions, set_pad_token
+from lit_tune.models.load import LoadReport, build_model, load_config, load_tokenizer, set_pad_token
+from lit_tune.models.positions import max_positions
 
 
 @pytest.fixture(autouse=True)
