@@ -9,6 +9,8 @@ PYTEST := $(BIN)/python -m pytest -q
 export TOKENIZERS_PARALLELISM := false
 # the models here are tiny: a second thread costs more than it gives, and much more on a busy machine
 export OMP_NUM_THREADS ?= 1
+# modules are compiled when first imported, and that is kept: else each of the tests' processes would do it again
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help quickstart test lint typecheck test-slow clean image image-test
 

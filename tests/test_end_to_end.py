@@ -306,6 +306,7 @@ def test_bf16_mixed_works_on_cpu_and_16_mixed_is_refused(files, tmp_path, capsys
         assert "Fix:" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_several_loggers_write_the_same_numbers(files, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")

@@ -363,6 +363,7 @@ def in_new_process(tmp_path: Path, *names: str, **environment: str) -> list[str]
     return done.stdout.splitlines()
 
 
+@pytest.mark.slow  # tests/faults/test_hub_faults.py asks for most of it from the command line
 def test_what_the_hub_refuses_is_told_apart(tiny, tmp_path):
     _Hub.folder = tiny
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)

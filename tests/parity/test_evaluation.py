@@ -106,10 +106,8 @@ def test_any_batch_size_gives_the_same_numbers(kind, tiny_model_dir, tmp_path):
 
 
 @pytest.mark.ddp
-@pytest.mark.parametrize(
-    "kind",
-    ["single", pytest.param("multi", marks=pytest.mark.slow), pytest.param("regression", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["single", "multi", "regression"])
 def test_two_ranks_give_the_same_numbers_for_every_count_of_rows(kind, tiny_model_dir, tmp_path):
     model = trained(tiny_model_dir, tmp_path / "model", kind)
     for count in range(1, 21) if kind == "single" else (1, 2, 3, 5, 8, 9, 17, 20):
