@@ -109,6 +109,7 @@ def test_run_log_holds_what_the_console_says(finished):
     assert "160 rows" in text
 
 
+@pytest.mark.slow
 def test_best_loads_without_lit_tune_and_gives_the_logged_metric(finished, files):
     script = """
 import csv, json, sys
@@ -254,6 +255,7 @@ def test_early_stopping_stops_and_says_so(files, tmp_path):
     assert "early stopping: val/accuracy did not improve" in (run / "run.log").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_that_overfits_is_told_once_and_one_that_does_not_is_not(tmp_path, capsys):
     """Labels by chance can only be learned by heart; labels that depend on the words cannot be overfitted at once."""
     import random

@@ -468,7 +468,8 @@ def compare_ranks_with_one_process(rank, port, results):
 
 @pytest.mark.ddp
 def test_two_ranks_with_unequal_or_no_rows_give_the_scores_of_one(tmp_path):
-    torch.multiprocessing.spawn(compare_ranks_with_one_process, (free_port(), str(tmp_path)), nprocs=2)
+    ranks = torch.multiprocessing.start_processes  # forked: a new process imports torch and transformers for 10 s
+    ranks(compare_ranks_with_one_process, (free_port(), str(tmp_path)), nprocs=2, start_method="fork")
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     for problem, (build, rows) in COLLECTIONS.items():
         for num_rows in (1, 20, 3000):

@@ -7,6 +7,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pytest
 from toy import make_tiny_model, toy_rows, write_csv
 
 ROOT = Path(__file__).parent.parent
@@ -17,6 +18,7 @@ def run(arguments: list[str], cwd: Path, site: Path) -> subprocess.CompletedProc
     return subprocess.run(arguments, cwd=cwd, env=environment, capture_output=True, text=True, timeout=400, check=False)
 
 
+@pytest.mark.slow
 def test_a_wheel_trains_outside_the_checkout(tmp_path):
     source = tmp_path / "source"
     source.mkdir()

@@ -12,6 +12,9 @@ from typing import ClassVar
 import pytest
 from toy import toy_rows, write_csv
 
+pytestmark = pytest.mark.slow
+"""A new process costs 14 seconds."""
+
 COMMIT = "c" * 40
 
 

@@ -168,6 +168,7 @@ def _in_child(arguments: list[str], writable: list[Path], run: Callable[[list[st
         sys.stdout = os.fdopen(1, "w", encoding="utf-8", errors="surrogateescape", closefd=False)
         sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="surrogateescape", closefd=False)
         warnings.resetwarnings()  # the command line is not run with warnings as errors
+        sys.dont_write_bytecode = True  # what Python keeps of a module beside it is not the run's doing
         sys.addaudithook(watch)
         code = run(arguments)
     except SystemExit as error:
