@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader
 from lit_tune.data.collators import Padding, TextCollator
 from lit_tune.data.loader import BatchLoader, EncodedRows, identity
 from lit_tune.data.samplers import TrainBatchSampler
+from lit_tune.data.units import WholeRows
 
 BATCH, TOKENS, CHUNK = 16, 8, 1_000_000
 MOST_READ = 2_000
@@ -50,7 +51,7 @@ def write_rows(path: Path, count: int) -> datasets.Dataset:
 
 def ours(rows: datasets.Dataset, step: int) -> list[int]:
     """The first rows a resumed run of lit-tune trains on."""
-    loader = BatchLoader(rows, TrainBatchSampler(len(rows), BATCH, 1, 1, 0, seed=42), COLLATOR)
+    loader = BatchLoader(WholeRows(rows), TrainBatchSampler(len(rows), BATCH, 1, 1, 0, seed=42), COLLATOR)
     loader.load_state_dict({"epoch": 0, "batch": step})
     return next(iter(loader))["example_ids"]
 
@@ -59,7 +60,7 @@ def reading_on(rows: datasets.Dataset, step: int) -> list[int]:
     """The same of a shuffling loader without a position."""
     order = torch.Generator().manual_seed(42)
     batches = torch.utils.data.BatchSampler(torch.utils.data.RandomSampler(rows, generator=order), BATCH, False)
-    loader: Any = DataLoader(EncodedRows(rows, COLLATOR), batch_sampler=batches, collate_fn=identity)
+    loader: Any = DataLoader(EncodedRows(WholeRows(rows), COLLATOR), batch_sampler=batches, collate_fn=identity)
     for i, batch in enumerate(loader):
         if i == step:
             return batch["example_ids"]

@@ -14,6 +14,7 @@ from lit_tune.data.loader import BatchLoader, StreamBatches, StreamLoader
 from lit_tune.data.raw_data import RawData
 from lit_tune.data.samplers import EvalBatchSampler, TrainBatchSampler
 from lit_tune.data.step_count import batches_used, total_steps
+from lit_tune.data.units import Units
 from lit_tune.errors import ConfigError
 from lit_tune.models.text_reader import TextReader
 from lit_tune.preparation import Preparation
@@ -236,7 +237,7 @@ class TokenizedDataModule(L.LightningDataModule):
         sampler = self.train_sampler()
         sampler.epoch = self.epoch
         return BatchLoader(
-            self.encoded["train"],
+            self.units("train", training=True),
             sampler,
             self.collator(),
             self.num_workers,
@@ -249,17 +250,17 @@ class TokenizedDataModule(L.LightningDataModule):
         """Val, and beside it during fit the probe of train."""
         if "val" not in self.encoded:
             return []
-        loaders = [self.eval_loader(self.encoded["val"])]
+        loaders = [self.eval_loader(self.units("val"))]
         probe = self.probe() if self.stage() == "fit" else None
-        return loaders + ([self.eval_loader(probe)] if probe is not None else [])
+        return loaders + ([self.eval_loader(self.task.units(probe, training=False))] if probe is not None else [])
 
     def test_dataloader(self) -> BatchLoader:
         """The test split."""
-        return self.eval_loader(self.encoded["test"])
+        return self.eval_loader(self.units("test"))
 
     def predict_dataloader(self) -> BatchLoader:
         """The rows to predict."""
-        return self.eval_loader(self.encoded["predict"])
+        return self.eval_loader(self.units("predict"))
 
     # ---- batches -----------------------------------------------------------------------------------------------------
 
@@ -290,8 +291,8 @@ class TokenizedDataModule(L.LightningDataModule):
 
     def train_sampler(self) -> TrainBatchSampler:
         """The order of training on this rank."""
-        rows = len(self.encoded["train"])
-        return TrainBatchSampler(rows, self.train_batch_size, self.accumulate, self.num_ranks, self.rank, self.seed)
+        units = len(self.units("train", training=True))
+        return TrainBatchSampler(units, self.train_batch_size, self.accumulate, self.num_ranks, self.rank, self.seed)
 
     def total_steps(self) -> int | None:
         """Optimizer steps of the whole run, or None where nothing says when it ends.
@@ -320,10 +321,14 @@ class TokenizedDataModule(L.LightningDataModule):
         )
         return self.task.collator(padding, self.spec)
 
-    def eval_loader(self, rows: datasets.Dataset) -> BatchLoader:
-        """Every row once, in order."""
-        sampler = EvalBatchSampler(len(rows), self.eval_batch_size, self.num_ranks, self.rank)
-        return BatchLoader(rows, sampler, self.collator(), self.num_workers, self.pins(), False, self.seed)
+    def units(self, name: str, training: bool = False) -> Units:
+        """What the batches of a split are drawn from."""
+        return self.task.units(self.encoded[name], training)
+
+    def eval_loader(self, units: Units) -> BatchLoader:
+        """Every unit once, in order."""
+        sampler = EvalBatchSampler(len(units), self.eval_batch_size, self.num_ranks, self.rank)
+        return BatchLoader(units, sampler, self.collator(), self.num_workers, self.pins(), False, self.seed)
 
     def probe(self) -> datasets.Dataset | None:
         """Fixed rows of train that are evaluated beside val, so that the two can be compared."""

@@ -15,6 +15,7 @@ from lit_tune.callbacks.checkpoints import BestCheckpoint, LastCheckpoint, step_
 from lit_tune.callbacks.model_card import model_card
 from lit_tune.callbacks.overfit_detector import OverfitCallback
 from lit_tune.callbacks.run_record import RunRecord
+from lit_tune.data.loader import collate
 from lit_tune.durable import fingerprints, sync_folder, sync_tree, temporary_of
 from lit_tune.errors import NumericsError, StorageError
 from lit_tune.models.assembly import load_as_anyone, save
@@ -146,9 +147,9 @@ def first_batch(trainer: Any) -> dict[str, Any]:
     """A batch of val, else of train, on the CPU."""
     data = trainer.datamodule
     name = next(n for n in ("val", "probe", "train") if n in data.encoded)
-    rows = data.encoded[name]
-    features = [rows[i] for i in range(min(8, len(rows)))]
-    return data.collator()(features)
+    units = data.units(name)
+    few = list(range(min(8, len(units))))
+    return collate(units.read(few), few, data.collator())
 
 
 @torch.inference_mode()
@@ -157,7 +158,7 @@ def logits_of(task: Any, model: Any, batch: dict[str, Any], device: torch.device
     was_training = model.training
     model.eval()
     moved = move_data_to_device(batch, device)
-    logits = task.forward(model, moved).logits.detach().cpu()
+    logits = task.scores(task.forward(model, moved)).detach().cpu()
     model.train(was_training)
     return logits
 

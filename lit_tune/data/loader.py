@@ -8,45 +8,56 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import datasets
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torch.utils.data._utils import signal_handling
 
 from lit_tune import interrupts
 from lit_tune.data.samplers import FILLER, EvalBatchSampler, TrainBatchSampler, cut
+from lit_tune.data.units import Units
 from lit_tune.errors import LitTuneError
 
 Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]
 
 
-def collate(features: list[dict[str, Any]], ids: list[int], collator: Collator) -> dict[str, Any]:
-    """A batch with its bookkeeping: ``example_ids``, and ``is_filler`` (weighs nothing, is not decoded)."""
+def collate(
+    features: list[dict[str, Any]], ids: list[int], collator: Collator, epoch: int | None = None
+) -> dict[str, Any]:
+    """A batch with its bookkeeping: ``example_ids``, and ``is_filler`` (weighs nothing, is not decoded).
+
+    Args:
+        features: Of each unit.
+        ids: Their numbers.
+        collator: Features -> tensors. One with ``is_random`` gets a ``draw`` with each feature, the seed of whatever
+            is random in it: that may depend on the unit and the epoch, never on how a step is cut into batches.
+        epoch: Of training; None where nothing may change from one time to the next.
+    """
+    if getattr(collator, "is_random", False):
+        pairs = zip(features, ids, strict=True)
+        features = [{**feature, "draw": (0 if epoch is None else epoch + 1, max(i, 0))} for feature, i in pairs]
     batch = collator(features)
-    batch["example_ids"] = ids
-    batch["is_filler"] = ids == [FILLER]
+    batch["example_ids"] = list(ids)
+    batch["is_filler"] = batch["example_ids"] == [FILLER]
     return batch
 
 
 class EncodedRows(Dataset):
-    """Encoded rows by number, read a batch at a time.
+    """Units by number, read a batch at a time.
 
     Args:
-        rows: Encoded features, memory-mapped.
-        collator: Features -> tensors. Collating here keeps row numbers and features together in the worker.
+        units: Encoded features, memory-mapped.
+        collator: Features -> tensors. Collating here keeps numbers and features together in the worker.
     """
 
-    def __init__(self, rows: datasets.Dataset, collator: Collator) -> None:
-        self.rows, self.collator = rows, collator
+    def __init__(self, units: Units, collator: Collator) -> None:
+        self.units, self.collator = units, collator
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.units)
 
     def __getitems__(self, ids: list[int]) -> dict[str, Any]:
-        """Called by torch's fetcher with a whole batch of row numbers."""
-        columns = self.rows[[max(i, 0) for i in ids]]
-        features = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        return collate(features, ids, self.collator)
+        """Called by torch's fetcher with a whole batch of numbers."""
+        return collate(self.units.read([max(i, 0) for i in ids]), ids, self.collator, getattr(ids, "epoch", None))
 
 
 def identity(batch: dict[str, Any]) -> dict[str, Any]:
@@ -72,8 +83,8 @@ class BatchLoader:
     """Batches in the order of a batch sampler.
 
     Args:
-        rows: Encoded rows.
-        batch_sampler: Gives lists of row numbers.
+        units: What the batches are drawn from.
+        batch_sampler: Gives lists of numbers.
         collator: Features -> tensors.
         num_workers: Loading processes.
         pin_memory: Page-locked memory.
@@ -83,7 +94,7 @@ class BatchLoader:
 
     def __init__(
         self,
-        rows: datasets.Dataset,
+        units: Units,
         batch_sampler: TrainBatchSampler | EvalBatchSampler,
         collator: Collator,
         num_workers: int = 0,
@@ -95,7 +106,7 @@ class BatchLoader:
         self.seed, self._generator = seed, torch.Generator()
         quiet_forks(num_workers)
         self._loader = DataLoader(
-            EncodedRows(rows, collator),
+            EncodedRows(units, collator),
             batch_sampler=batch_sampler,  # type: ignore[arg-type]  # torch asks for a Sampler, uses an iterable
             collate_fn=identity,  # type: ignore[arg-type]  # the rows come as a batch, not as a list
             num_workers=num_workers,
@@ -216,7 +227,7 @@ class StreamBatches(IterableDataset):
         positions = [position for position, _ in chosen]
         encoded = self.encode({name: [row.get(name) for _, row in chosen] for name in columns}, positions)
         features = [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
-        return collate(features, [FILLER] if picks == [FILLER] else positions, self.collator)
+        return collate(features, [FILLER] if picks == [FILLER] else positions, self.collator, self.epoch)
 
 
 class StreamLoader:

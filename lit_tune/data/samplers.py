@@ -12,6 +12,17 @@ FILLER = -1
 """Stands for "no row": a rank without rows in a cut still takes part in the collective calls, with weight 0."""
 
 
+class Cut(list[int]):
+    """Numbers of a micro-batch, and the epoch of training they are read in: both go to the worker that reads them."""
+
+    def __init__(self, ids: Sequence[int], epoch: int) -> None:
+        super().__init__(ids)
+        self.epoch = epoch
+
+    def __reduce__(self) -> tuple[type["Cut"], tuple[list[int], int]]:
+        return Cut, (list(self), self.epoch)
+
+
 def epoch_order(num_rows: int, seed: int, epoch: int) -> torch.Tensor:
     """The order of one epoch, (num_rows,) int64: the same on every rank and machine."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
@@ -53,7 +64,7 @@ class TrainBatchSampler:
     """Micro-batches of row numbers for one rank, reshuffled each epoch.
 
     Args:
-        num_rows: Rows of the train split.
+        num_rows: Rows of the train split, or what else is drawn (``data.units``).
         batch_size: Rows per rank and micro-batch.
         accumulate: Micro-batches per optimizer step.
         num_ranks: Processes that train together.
@@ -87,7 +98,7 @@ class TrainBatchSampler:
         steps_left_out, left_out = divmod(self.start, self.accumulate)
         for start in range(steps_left_out * window, self.num_rows, window):
             micro = cut(order[start : start + window].tolist(), self.batch_size, self.num_ranks, self.rank)
-            yield from micro[left_out:]
+            yield from (Cut(ids, self.epoch) for ids in micro[left_out:])
             left_out = 0
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import datasets
 import numpy as np
 
 from lit_tune.data.loader import collate
@@ -11,7 +12,7 @@ from lit_tune.data.splits import subset
 from lit_tune.data.texts import longest_rows
 from lit_tune.data.truncation import COUNT, TokenCounts, count_columns, counts_of
 from lit_tune.datamodule import TokenizedDataModule
-from lit_tune.tasks.base import Batch, Features
+from lit_tune.tasks.base import Batch, Features, Task
 from lit_tune.tasks.encoding import class_labels, encode_batch
 
 SAMPLE_ROWS = 2000
@@ -31,11 +32,12 @@ class Sample:
     features: Features
     counts: TokenCounts
 
-    def rows(self, start: int, count: int) -> list[dict[str, Any]]:
-        """Some of them, one by one."""
-        names = [name for name in self.features if not name.startswith(COUNT)]
-        columns = [self.features[name][start : start + count] for name in names]
-        return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+    def batches(self, task: Task, size: int, count: int) -> list[list[dict[str, Any]]]:
+        """The first batches that training would make of these rows, in their order."""
+        stored = {name: values for name, values in self.features.items() if not name.startswith(COUNT)}
+        units = task.units(datasets.Dataset.from_dict(stored), training=True)
+        starts = range(0, min(len(units), size * count), size)
+        return [units.read(range(start, min(start + size, len(units)))) for start in starts]
 
 
 def sample(datamodule: TokenizedDataModule, split: Split) -> Sample:
@@ -67,6 +69,5 @@ def trial_batches(datamodule: TokenizedDataModule, train: Split, drawn: Sample, 
     longest = train.select(longest_rows(train, columns, size))
     widest = encoded(datamodule, train, {name: longest.rows[name][:] for name in longest.column_names})  # type: ignore[index]
     collator = datamodule.collator()
-    groups = [widest.rows(0, size)]
-    groups += [drawn.rows(start, size) for start in range(0, count * size, size)]
-    return [collate(group, list(range(len(group))), collator) for group in groups if group]
+    groups = widest.batches(datamodule.task, size, 1) + drawn.batches(datamodule.task, size, count)
+    return [collate(group, list(range(len(group))), collator) for group in groups]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal
 
+import datasets
 import numpy as np
 import torch
 from torchmetrics import MetricCollection
@@ -15,6 +16,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from lit_tune.data.collators import Padding
 from lit_tune.data.split import Split
+from lit_tune.data.units import Units, WholeRows
 
 Rows = dict[str, list[Any]]
 """A batch of raw rows as ``datasets.map(batched=True)`` gives them: column name -> values."""
@@ -163,6 +165,16 @@ class Task(ABC):
     def encode(self, rows: Rows, tokenizer: PreTrainedTokenizerBase, spec: Spec, max_length: int) -> Features:
         """Rows -> features as lists. Pure and batched, so that the result can be cached."""
 
+    def units(self, rows: datasets.Dataset, training: bool) -> Units:
+        """What batches are drawn from.
+
+        Args:
+            rows: An encoded split.
+            training: For steps of training, where a long document's windows may be mixed with those of others; else for
+                evaluation, where everything that makes one prediction must be in one batch.
+        """
+        return WholeRows(rows)
+
     def padding_side(
         self, tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig
     ) -> Literal["left", "right"]:
@@ -179,6 +191,10 @@ class Task(ABC):
     def forward(self, model: PreTrainedModel, batch: Batch) -> Any:
         """Run the model without labels."""
         return model(**{k: v for k, v in batch.items() if k not in BOOKKEEPING})
+
+    def scores(self, outputs: Any) -> torch.Tensor:
+        """All that the model has computed, as one tensor: by it an export is compared with the weights in memory."""
+        return outputs.logits
 
     @abstractmethod
     def loss(self, outputs: Any, batch: Batch, spec: Spec) -> tuple[torch.Tensor, torch.Tensor]:

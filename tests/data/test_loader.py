@@ -10,6 +10,7 @@ from toy import WORDS
 from lit_tune.data.collators import Padding, TextCollator
 from lit_tune.data.loader import BatchLoader, StreamBatches, StreamLoader
 from lit_tune.data.samplers import FILLER, EvalBatchSampler, TrainBatchSampler
+from lit_tune.data.units import WholeRows
 from lit_tune.errors import DataError
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create .* worker processes")  # of one core
@@ -38,7 +39,7 @@ def equal(a: dict, b: dict) -> bool:
 def test_a_batch_holds_the_rows_its_ids_name():
     rows = encoded(23)
     sampler = TrainBatchSampler(23, 4, 1, 1, 0, seed=3)
-    loader = BatchLoader(rows, sampler, COLLATOR)
+    loader = BatchLoader(WholeRows(rows), sampler, COLLATOR)
     seen = []
     for batch in loader:
         assert batch["input_ids"][:, 0].tolist() == [4 + i for i in batch["example_ids"]]
@@ -51,10 +52,10 @@ def test_a_batch_holds_the_rows_its_ids_name():
 
 
 def test_a_rank_without_rows_gets_a_filler_with_real_tensors():
-    loader = BatchLoader(encoded(5), EvalBatchSampler(5, 4, 2, rank=1), COLLATOR)
+    loader = BatchLoader(WholeRows(encoded(5)), EvalBatchSampler(5, 4, 2, rank=1), COLLATOR)
     batches = list(loader)
     assert [b["example_ids"] for b in batches] == [[3, 4]]
-    loader = BatchLoader(encoded(9), EvalBatchSampler(9, 4, 2, rank=1), COLLATOR)
+    loader = BatchLoader(WholeRows(encoded(9)), EvalBatchSampler(9, 4, 2, rank=1), COLLATOR)
     last = list(loader)[-1]
     assert (last["example_ids"], last["is_filler"]) == ([FILLER], True)
     assert last["input_ids"].shape[0] == 1
@@ -63,8 +64,8 @@ def test_a_rank_without_rows_gets_a_filler_with_real_tensors():
 def test_persistent_workers_give_the_same_batches_over_epochs():
     rows = encoded(30)
     plain, sampler = TrainBatchSampler(30, 4, 1, 1, 0, seed=3), TrainBatchSampler(30, 4, 1, 1, 0, seed=3)
-    here = BatchLoader(rows, plain, COLLATOR)
-    there = BatchLoader(rows, sampler, COLLATOR, num_workers=2, persistent_workers=True)
+    here = BatchLoader(WholeRows(rows), plain, COLLATOR)
+    there = BatchLoader(WholeRows(rows), sampler, COLLATOR, num_workers=2, persistent_workers=True)
     orders = []
     for epoch in range(3):
         plain.set_epoch(epoch)
@@ -81,15 +82,15 @@ def test_persistent_workers_give_the_same_batches_over_epochs():
 def test_loading_draws_nothing_from_the_random_state_of_the_process():
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    list(BatchLoader(encoded(10), TrainBatchSampler(10, 4, 1, 1, 0, seed=3), COLLATOR, num_workers=1))
+    list(BatchLoader(WholeRows(encoded(10)), TrainBatchSampler(10, 4, 1, 1, 0, seed=3), COLLATOR, num_workers=1))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_workers_keep_tokenizers_from_writing_about_forks(monkeypatch):
     monkeypatch.delenv("TOKENIZERS_PARALLELISM")
-    BatchLoader(encoded(3), EvalBatchSampler(3, 1, 1, 0), COLLATOR)
+    BatchLoader(WholeRows(encoded(3)), EvalBatchSampler(3, 1, 1, 0), COLLATOR)
     assert "TOKENIZERS_PARALLELISM" not in os.environ
-    BatchLoader(encoded(3), EvalBatchSampler(3, 1, 1, 0), COLLATOR, num_workers=1)
+    BatchLoader(WholeRows(encoded(3)), EvalBatchSampler(3, 1, 1, 0), COLLATOR, num_workers=1)
     assert os.environ["TOKENIZERS_PARALLELISM"] == "false"
 
 

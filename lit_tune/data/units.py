@@ -1,0 +1,84 @@
+"""What batches are drawn from: the rows of a split, or parts of rows.
+
+A unit is what an optimizer step counts. Most often that is a row; a long document may be several windows, each of which
+is trained on by itself, while all of them are evaluated together. Nothing is stored twice for it.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import datasets
+import numpy as np
+import pyarrow.compute as pc
+
+
+class Units(Protocol):
+    """Numbered units of a split."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+
+    def read(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        """Features of some of them, in this order."""
+
+
+class WholeRows:
+    """Each row is a unit.
+
+    Args:
+        rows: Encoded features, memory-mapped.
+    """
+
+    def __init__(self, rows: datasets.Dataset) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        """Features of some rows."""
+        columns = self.rows[list(numbers)]
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+class Windows:
+    """Each window of each row is a unit: a row with that window alone.
+
+    Args:
+        rows: Encoded features, memory-mapped.
+        columns: The columns that hold a list with one item per window.
+
+    >>> rows = datasets.Dataset.from_dict({"input_ids": [[[1, 2], [2, 3]], [[4]]], "text": ["a", "b"]})
+    >>> windows = Windows(rows, ["input_ids"])
+    >>> len(windows), windows.read([1, 2])
+    (3, [{'input_ids': [[2, 3]], 'text': 'a'}, {'input_ids': [[4]], 'text': 'b'}])
+    """
+
+    def __init__(self, rows: datasets.Dataset, columns: Sequence[str]) -> None:
+        self.rows, self.columns = WholeRows(rows), frozenset(columns)
+        self.ends = np.cumsum(list_lengths(rows, columns[0]))
+        """(N,) number of windows in each row and those before it."""
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    def read(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        """Features of some windows."""
+        places = np.searchsorted(self.ends, numbers, side="right")
+        features = self.rows.read(places.tolist())
+        last = self.ends[places] - np.asarray(numbers)  # windows from this one to the row's last
+        return [
+            {name: [value[-back]] if name in self.columns else value for name, value in row.items()}
+            for row, back in zip(features, last.tolist(), strict=True)
+        ]
+
+
+def list_lengths(rows: datasets.Dataset, column: str) -> np.ndarray:
+    """(N,) number of items in each row of a column of lists; what is in the lists is not read.
+
+    >>> list_lengths(datasets.Dataset.from_dict({"a": [[1, 2], [], [3]]}).select([2, 0]), "a").tolist()
+    [1, 2]
+    """
+    lengths = pc.list_value_length(rows.data.column(column)).to_numpy()
+    chosen = rows._indices  # a subset of the rows, in an order of its own
+    return lengths if chosen is None else lengths[chosen.column(0).to_numpy()]
