@@ -263,6 +263,7 @@ def test_a_compiled_model_is_trained_exported_and_gives_the_same_numbers(tiny_mo
         options = {
             "data.train": rows_jsonl,
             "data.val": rows_jsonl,
+            "data.accept": "[leakage]",
             "model.model_name_or_path": tiny_model_dir,
             "model.compile": compiled,
             "model.config_overrides": json.dumps(NO_DROPOUT),
