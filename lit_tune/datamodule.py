@@ -182,7 +182,7 @@ class TokenizedDataModule(L.LightningDataModule):
     @property
     def text_overlap(self) -> float | None:
         """Share of val rows whose text also stands in train, where measured."""
-        return self.preparation.text_overlap
+        return self.preparation.examination.val_overlap
 
     @property
     def fingerprint(self) -> str | None:

@@ -42,7 +42,7 @@ class FineTuneModule(L.LightningModule):
     """Any Hugging Face model, trained on any task.
 
     Args:
-        model_name_or_path: A Hub id or a folder with a model in Hugging Face format.
+        model_name_or_path: A Hub id or a folder with a model in Hugging Face format; or ``text_cnn``, a new one.
         task: The task (set by the ``task`` section).
         optimizer: Settings of the ``optimizer`` section.
         lr_schedule: Settings of the ``lr_schedule`` section.
@@ -139,7 +139,7 @@ class FineTuneModule(L.LightningModule):
         config = load.load_config(self.model_name, self.revision, self.config_overrides)
         self.task.configure(config, spec)
         if self._trainer is not None:
-            load.set_pad_token(self.trainer.datamodule.tokenizer, config)  # type: ignore[attr-defined]
+            load.fit_to_tokenizer(self.trainer.datamodule.tokenizer, config)  # type: ignore[attr-defined]
         return config
 
     @property

@@ -15,6 +15,7 @@ from lit_tune.data.file_tables import quiet_datasets
 from lit_tune.data.hub import content_fingerprint
 from lit_tune.data.raw_data import RawData
 from lit_tune.data.split import Split
+from lit_tune.data.texts import texts_of
 from lit_tune.data.truncation import TokenCounts, count_columns, token_counts
 from lit_tune.errors import ConfigError, DataError, LitTuneError, StorageError, collected, raise_problems
 from lit_tune.models.text_reader import TextReader
@@ -149,6 +150,7 @@ class Preparation:
         assert self.spec is not None
         self.spec = self.task.summarize(used["train"], self.spec)
         self.examination = examine(self.task, self.spec, used)
+        self.reader.learn(texts_of(used["train"], self.task.input_columns()))
         return used
 
     def prepare_stream(self) -> None:
@@ -186,12 +188,10 @@ class Preparation:
         found = replace(examine(self.task, spec, used), overlaps={})
         self.examination = replace(found, is_sorted=classes is not None and is_sorted(classes))
         self.spec = self.with_baseline(spec, block)
+        self.reader.learn(texts_of(block, self.task.input_columns()))
         probe = block.select(splits.subset(len(block), max(1, self.stream_probe), self.seed)).renamed("probe")
-        return (
-            train,
-            block,
-            ({"probe": probe} if self.stream_probe else {}) | {k: s for k, s in used.items() if k == "val"},
-        )
+        evaluated = {k: s for k, s in used.items() if k == "val"}
+        return train, block, ({"probe": probe} if self.stream_probe else {}) | evaluated
 
     def with_baseline(self, spec: Spec, block: Split) -> Spec:
         """The baseline of a stream is that of its first rows; none where they are all alike, or class after class."""
@@ -211,12 +211,6 @@ class Preparation:
             kept, held = splits.holdout(len(train), self.val_fraction, self.seed, self.task.strata(train, self.spec))
             used |= {"train": train.select(kept), "val": train.select(held).renamed("val")}
         return {name: self.limited(split) for name, split in used.items()}
-
-    @property
-    def text_overlap(self) -> float | None:
-        """Share of val rows whose text also stands in train; None where there is no val."""
-        overlaps = self.examination.overlaps
-        return overlaps["val"].fraction if "val" in overlaps else None
 
     @property
     def val_fraction_used(self) -> float | None:
@@ -271,7 +265,9 @@ class Preparation:
     def key(self, *parts: Any) -> str:
         """Cache key: the data's content, the tokenizer, the task's settings, the labels and the code's version."""
         labels = self.spec.to_dict() if self.spec else [self.reader.config.architectures, self.reader.config.id2label]
-        reader = (cache.tokenizer_fingerprint(self.reader.tokenizer), self.reader.max_length)
+        # a tokenizer that is learned follows from the rows, which are in the key
+        learns = self.reader.config.vocab_size if self.reader.learns else None
+        reader = (learns or cache.tokenizer_fingerprint(self.reader.tokenizer), self.reader.max_length)
         task = (self.task.settings(), cache.code_fingerprint(self.task))
         return cache.digest(parts, self.seed, reader, task, labels)
 
@@ -286,6 +282,7 @@ class Preparation:
                 "spec": self.spec.to_dict(),
                 "counts": {name: vars(self.counts[name]) for name in raw},
                 "examination": self.examination.to_dict(),
+                "learned": self.reader.learned,
             }
             kept = {name: rows.remove_columns(count_columns(rows.column_names)) for name, rows in encoded.items()}
             cache.save(folder, kept, notes, temporary)
@@ -330,6 +327,7 @@ class Preparation:
         if found is None:
             return False
         encoded, notes = found
+        self.reader.recall(notes.get("learned"))
         if self.spec is None or "train" in encoded or "probe" in encoded:
             self.spec = Spec(**notes["spec"])
             self.task.check_settings(self.spec)

@@ -8,6 +8,7 @@ import lightning as L
 import yaml
 
 from lit_tune.callbacks.run_record import RunRecord, plain
+from lit_tune.models import text_cnn
 from lit_tune.models.adapters import is_adapted
 from lit_tune.run_dir import environment
 
@@ -27,7 +28,9 @@ def model_card(trainer: L.Trainer, pl_module: Any, record: RunRecord, verdict: d
         "pipeline_tag": pl_module.task.pipeline,
         "tags": ["lit-tune"],
     }
-    if not is_local:
+    is_cnn = pl_module.model.config.model_type == text_cnn.NAME
+    how = "trained" if text_cnn.is_new(pl_module.model_name) else "fine-tuned"
+    if not is_local and how == "fine-tuned":
         header["base_model"] = base
     dataset = data.dataset if data.dataset and not Path(data.dataset).exists() else None
     if dataset:
@@ -38,11 +41,12 @@ def model_card(trainer: L.Trainer, pl_module: Any, record: RunRecord, verdict: d
         yaml.safe_dump(header, sort_keys=False).strip(),
         "---",
         "",
-        f"# {base}, fine-tuned",
+        f"# {base}, {how}",
         "",
-        f"Fine-tuned with lit-tune on {dataset or 'local files'} ({rows} rows): {spec.problem_type.replace('_', ' ')}.",
+        f"{how.capitalize()} with lit-tune on {dataset or 'local files'} ({rows} rows): "
+        f"{spec.problem_type.replace('_', ' ')}.",
         "",
-        usage(pl_module.task.pipeline, pl_module.task.auto_class.__name__ if adapted else None),
+        usage(pl_module.task.pipeline, pl_module.task.auto_class.__name__ if adapted else None, is_cnn),
         "",
     ]
     if spec.label_names:
@@ -56,15 +60,17 @@ def model_card(trainer: L.Trainer, pl_module: Any, record: RunRecord, verdict: d
     return "\n".join(lines)
 
 
-def usage(pipeline: str, auto_class: str | None) -> str:
+def usage(pipeline: str, auto_class: str | None, is_cnn: bool = False) -> str:
     """How the folder is used.
 
     Args:
         pipeline: transformers' name of what the task does.
         auto_class: HF Auto class of the base model, where the folder holds an adapter.
+        is_cnn: The model's class is lit-tune's, and transformers knows it once that is imported.
     """
     if auto_class is None:
-        lines = ["from transformers import pipeline", "", f'run = pipeline("{pipeline}", "PATH_OR_ID")']
+        lines = ["import lit_tune.models.text_cnn"] if is_cnn else []
+        lines += ["from transformers import pipeline", "", f'run = pipeline("{pipeline}", "PATH_OR_ID")']
     else:
         lines = [
             "from peft import PeftConfig, PeftModel",

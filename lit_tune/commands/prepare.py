@@ -28,8 +28,8 @@ def data_report(datamodule: TokenizedDataModule) -> str:
     width = max((len(n) for n in spec.label_names), default=0)
     for name, count in zip(spec.label_names, spec.label_counts, strict=False):
         lines.append(f"  {name:<{width}}  {count:>9,}  {count / total:6.1%}")
-    if preparation.text_overlap:
-        lines.append(f"overlap  {preparation.text_overlap:.1%} of the val texts also stand in train")
+    if preparation.examination.val_overlap:
+        lines.append(f"overlap  {preparation.examination.val_overlap:.1%} of the val texts also stand in train")
     base = {k: v for k, v in spec.baseline.items() if k in ("accuracy", "f1_micro", "mse", "loss")}
     if base:
         lines.append("baseline " + ", ".join(f"{k} {v:.4f}" for k, v in base.items()))

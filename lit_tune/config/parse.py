@@ -35,6 +35,7 @@ from lit_tune.config.sections import DEFAULT_TASK, parameter_at
 from lit_tune.config.sources import Setting
 from lit_tune.config.types import is_none_allowed
 from lit_tune.errors import LitTuneError, raise_problems
+from lit_tune.models import text_cnn
 
 PLACEHOLDER = "placeholder"
 
@@ -63,7 +64,7 @@ def parse_settings(
     settings, secret = without_secrets(settings)
     problems = [*secret, *problems]
     task = _task_in_use(settings)
-    settings = [task, *(s for s in settings if s is not task)]
+    settings = [*_defaults_of_model(settings), task, *(s for s in settings if s is not task)]
     keys = keys_for(settings)
     unknown = {id(s): problem for s in settings if (problem := unknown_key(s, keys))}
     missing = missing_keys(settings, keys)
@@ -102,6 +103,15 @@ def _task_in_use(settings: list[Setting]) -> Setting:
     """
     chosen = [s for s in settings if s.key == "task.class_path" and s.value is not None]
     return chosen[-1] if chosen else _DEFAULT_TASK
+
+
+def _defaults_of_model(settings: list[Setting]) -> list[Setting]:
+    """What a model has other defaults for, ahead of everything that is given."""
+    names = [s.value for s in settings if s.key == "model.model_name_or_path"]
+    if not (names and isinstance(names[-1], str) and text_cnn.is_new(names[-1])):
+        return []
+    defaults = {"model.from_scratch": True, "optimizer.lr": text_cnn.USUAL_LR}
+    return [Setting(key, value, f"the default of {names[-1]}") for key, value in defaults.items()]
 
 
 def _parse(parser: LightningArgumentParser, stand_ins: list[str], settings: list[Setting]) -> Namespace:

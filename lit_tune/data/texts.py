@@ -76,6 +76,13 @@ def text_column(split: Split, column: str) -> TextColumn:
     return split.text_columns[column]
 
 
+def texts_of(split: Split, columns: Sequence[str]) -> Iterator[str]:
+    """The texts of a split, column after column, read in pieces."""
+    for column in columns:
+        for piece in split.rows.select_columns([column]).iter(batch_size=1000):  # type: ignore[union-attr]
+            yield from map(plain_text, piece[column])
+
+
 def plain_text(value: Any) -> str:
     """What a cell says, lists joined by spaces.
 

@@ -19,11 +19,13 @@ from transformers.utils import logging as hf_logging
 
 from lit_tune import hub_access
 from lit_tune.errors import ConfigError, LitTuneError, ModelError, nearest
+from lit_tune.models import text_cnn
 from lit_tune.models.adapter_folders import whose_config, whose_tokenizer
 from lit_tune.models.detours import refuse_detours, refuse_kernels
 from lit_tune.models.layers import head_parameter_names
 from lit_tune.models.load_errors import KEY, explain, first_line
 from lit_tune.models.remote_code import code_options, code_options_of_config
+from lit_tune.models.text_cnn import TextCnnConfig
 
 log = logging.getLogger("lit_tune")
 hf_logging.disable_progress_bar()
@@ -56,13 +58,7 @@ def load_config(name: str, revision: str | None = None, overrides: dict[str, Any
     """
     quiet_transformers()
     name, revision = whose_config(name, revision)
-    ask_hub_first(name)
-    try:
-        config = AutoConfig.from_pretrained(name, revision=revision, **code_options(name, revision, KEY))
-    except LitTuneError:
-        raise
-    except Exception as e:
-        raise explain(e, name, revision) from e
+    config = TextCnnConfig() if text_cnn.is_new(name) else read_config(name, revision)
     for key, value in (overrides or {}).items():
         if not hasattr(config, key):
             known = sorted(k for k in config.to_dict() if not k.startswith("_"))
@@ -82,6 +78,21 @@ def load_config(name: str, revision: str | None = None, overrides: dict[str, Any
             ) from e
     refuse_kernels(config, name, KEY)
     return config
+
+
+def read_config(name: str, revision: str | None) -> PretrainedConfig:
+    """The config as it is stored.
+
+    Raises:
+        ModelError: Not found, gated, offline, or not a model.
+    """
+    ask_hub_first(name)
+    try:
+        return AutoConfig.from_pretrained(name, revision=revision, **code_options(name, revision, KEY))
+    except LitTuneError:
+        raise
+    except Exception as e:
+        raise explain(e, name, revision) from e
 
 
 def load_tokenizer(name: str, revision: str | None = None, key: str = KEY) -> PreTrainedTokenizerBase:
@@ -169,6 +180,7 @@ def build_model(
     quiet_transformers()
     if Path(name).is_dir() and not from_scratch:
         refuse_detours(Path(name), KEY)
+    from_scratch = from_scratch or text_cnn.is_new(name)
     torch_dtype: Any = dtype if dtype == "auto" else getattr(torch, dtype)
     code = code_options(name, revision, KEY)
     options = {"attn_implementation": attn_implementation} if attn_implementation else {}
@@ -292,6 +304,13 @@ def set_pad_token(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) 
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = tokenizer.pad_token_id
     return said
+
+
+def fit_to_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
+    """A pad token for both, and in a model that starts from nothing a vector for each token there is."""
+    set_pad_token(tokenizer, config)
+    if isinstance(config, TextCnnConfig):
+        config.vocab_size = len(tokenizer)
 
 
 def describe_model(model: PreTrainedModel) -> str:

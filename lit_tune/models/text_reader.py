@@ -1,6 +1,7 @@
 """How a model reads text: its tokenizer, its config, and how many tokens it can take. No weights."""
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -8,8 +9,10 @@ from typing import Any
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from lit_tune.errors import ConfigError, ModelError
+from lit_tune.models import text_cnn
 from lit_tune.models.load import load_config, load_tokenizer, mark_words, set_pad_token
 from lit_tune.models.positions import max_positions
+from lit_tune.models.word_tokenizer import learn_words, of_words
 
 log = logging.getLogger("lit_tune")
 DEFAULT_MAX_LENGTH = 512
@@ -38,6 +41,30 @@ class TextReader:
     num_texts: int = 1
     reads_words: bool = False
 
+    @property
+    def learns(self) -> bool:
+        """Whether the tokenizer is made of the training texts."""
+        return self.tokenizer_name is None and text_cnn.is_new(self.model_name)
+
+    def learn(self, texts: Iterable[str]) -> None:
+        """Make the tokenizer, where it is made of the training texts.
+
+        Args:
+            texts: Of the rows that are trained on.
+        """
+        if self.learns:
+            self.__dict__["tokenizer"] = learn_words(texts, self.config.vocab_size)
+
+    @property
+    def learned(self) -> str | None:
+        """What was learned, for :meth:`recall`; None where nothing is."""
+        return self.tokenizer.backend_tokenizer.to_str() if self.learns else None  # type: ignore[attr-defined]
+
+    def recall(self, learned: str | None) -> None:
+        """The tokenizer as it was learned before."""
+        if self.learns and learned is not None:
+            self.__dict__["tokenizer"] = of_words(learned)
+
     @cached_property
     def config(self) -> PretrainedConfig:
         """The model's config."""
@@ -50,6 +77,12 @@ class TextReader:
         Raises:
             ModelError: It has tokens that the model does not embed.
         """
+        if self.learns:
+            raise ModelError(
+                f"a new {self.model_name} knows no words: they are learned from train",
+                where="model.model_name_or_path",
+                fix="lit-tune fit; then --config RUN_DIR/config.yaml, or the folder RUN_DIR/best",
+            )
         if self.tokenizer_name:
             tokenizer = load_tokenizer(self.tokenizer_name, key="data.tokenizer")
         else:
@@ -75,7 +108,7 @@ class TextReader:
             ModelError: More than the model has positions.
             ConfigError: So few that only special tokens fit.
         """
-        limit = max_positions(self.config, self.tokenizer)
+        limit = None if self.learns else max_positions(self.config, self.tokenizer)
         if self.max_length_given is None:
             return min(DEFAULT_MAX_LENGTH, limit or DEFAULT_MAX_LENGTH)
         if limit is not None and self.max_length_given > limit:
@@ -84,7 +117,9 @@ class TextReader:
                 where="data.max_length",
                 fix=f"data.max_length: {limit}",
             )
-        least = self.tokenizer.num_special_tokens_to_add(pair=self.num_texts > 1) + min(self.num_texts, 2)
+        is_pair = self.num_texts > 1
+        special = int(is_pair) if self.learns else self.tokenizer.num_special_tokens_to_add(pair=is_pair)
+        least = special + 1 + is_pair
         if self.max_length_given < least:
             raise ConfigError(
                 f"{self.max_length_given} tokens leave no room for text beside the special ones",

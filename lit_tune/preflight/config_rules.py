@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lit_tune.errors import ConfigError, LitTuneError
+from lit_tune.models import text_cnn
 from lit_tune.preflight.confinement import hub_code, output_paths
 from lit_tune.preflight.situation import Rule, Situation
 from lit_tune.preflight.trainer_rules import (
@@ -18,6 +19,7 @@ from lit_tune.preflight.trainer_rules import (
     trainer_names,
 )
 
+CNN_TASK = "SequenceClassification"
 LABEL_FIELDS = ("num_labels", "id2label", "label2id", "problem_type")
 
 
@@ -212,6 +214,19 @@ def model(s: Situation) -> Iterator[LitTuneError]:
     if s["model.from_scratch"] and s["model.new_head"]:
         yield ConfigError(
             "has no effect: from_scratch makes every weight new", where="model.new_head", fix="remove one of them"
+        )
+    package, _, task = s["task.class_path"].rpartition(".")
+    if text_cnn.is_new(s["model.model_name_or_path"]) and package.startswith("lit_tune.tasks") and task != CNN_TASK:
+        yield ConfigError(
+            f"{text_cnn.NAME} classifies texts, which {task} does not",
+            where="model.model_name_or_path",
+            fix=f"task: {CNN_TASK}, or another model",
+        )
+    if text_cnn.is_new(s["model.model_name_or_path"]) and not s["model.from_scratch"]:
+        yield ConfigError(
+            f"there are no weights of {text_cnn.NAME} to start from",
+            where="model.from_scratch",
+            fix="leave it out, or name the folder of one that was trained",
         )
     frozen = _as_list(s["model.freeze"])
     if s["model.from_scratch"] and "backbone" in frozen:

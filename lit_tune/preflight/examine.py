@@ -120,7 +120,8 @@ class Preflight:
         """Config, tokenizer and the files with the weights; whether all could be read."""
         module, reader, before = self.module, self.datamodule.reader, len(problems)
         with collected(problems):
-            self.report.findings += tokenizer_findings(module.task, reader.tokenizer)
+            if not reader.learns:
+                self.report.findings += tokenizer_findings(module.task, reader.tokenizer)
             self.report.max_length = reader.max_length
         if not module.from_scratch:
             with collected(problems):
@@ -229,9 +230,9 @@ def check_before_evaluation(module: FineTuneModule, datamodule: TokenizedDataMod
     Raises:
         LitTuneError: No.
     """
+    tokenizer_findings(module.task, datamodule.reader.tokenizer)
     if module.from_scratch:
         return
-    tokenizer_findings(module.task, datamodule.reader.tokenizer)
     weights = find_base(module.recipe)
     if module.recipe.folder() is not None:
         return  # what an adapter lacks is told when it is put on its base model

@@ -27,6 +27,11 @@ class Examination:
     label_counts: dict[str, list[int]] = field(default_factory=dict)
     is_sorted: bool = False
 
+    @property
+    def val_overlap(self) -> float | None:
+        """Share of val rows whose text also stands in train; None where there is no val."""
+        return self.overlaps["val"].fraction if "val" in self.overlaps else None
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         return asdict(self)
