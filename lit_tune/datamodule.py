@@ -14,7 +14,8 @@ from lit_tune.data.loader import BatchLoader, StreamBatches, StreamLoader
 from lit_tune.data.raw_data import RawData
 from lit_tune.data.samplers import EvalBatchSampler, TrainBatchSampler
 from lit_tune.data.step_count import batches_used, total_steps
-from lit_tune.data.units import Units
+from lit_tune.data.txt_files import TxtRows
+from lit_tune.data.units import Chosen, Units
 from lit_tune.errors import ConfigError
 from lit_tune.models.text_reader import TextReader
 from lit_tune.preparation import Preparation
@@ -39,6 +40,7 @@ class TokenizedDataModule(L.LightningDataModule):
         test: File(s) for ``lit-tune test``.
         predict: File(s) for ``lit-tune predict``; the label column may be absent.
         field: Key that holds the array of rows in a json file.
+        txt_rows: What is a row of a txt file: a ``line``, a ``paragraph`` or the ``file``; default: the task's own.
         delimiter: Column separator of csv files; default: comma, tab for .tsv.
         encoding: Text encoding of csv, json, txt and conll files.
         streaming: Read train as a stream that is never stored; demands ``trainer.max_steps``.
@@ -85,6 +87,7 @@ class TokenizedDataModule(L.LightningDataModule):
         test: str | list[str] | None = None,
         predict: str | list[str] | None = None,
         field: str | None = None,
+        txt_rows: TxtRows | None = None,
         delimiter: str | None = None,
         encoding: str = "utf-8",
         streaming: bool = False,
@@ -141,6 +144,7 @@ class TokenizedDataModule(L.LightningDataModule):
                 delimiter=delimiter,
                 encoding=encoding,
                 json_field=field,
+                txt_rows=txt_rows or task.txt_rows,
                 text_columns=task.input_columns(),
             ),
             reader=self.reader,
@@ -250,9 +254,8 @@ class TokenizedDataModule(L.LightningDataModule):
         """Val, and beside it during fit the probe of train."""
         if "val" not in self.encoded:
             return []
-        loaders = [self.eval_loader(self.units("val"))]
-        probe = self.probe() if self.stage() == "fit" else None
-        return loaders + ([self.eval_loader(self.task.units(probe, training=False))] if probe is not None else [])
+        evaluated = [self.units("val"), self.probe() if self.stage() == "fit" else None]
+        return [self.eval_loader(units) for units in evaluated if units is not None]
 
     def test_dataloader(self) -> BatchLoader:
         """The test split."""
@@ -260,7 +263,7 @@ class TokenizedDataModule(L.LightningDataModule):
 
     def predict_dataloader(self) -> BatchLoader:
         """The rows to predict."""
-        return self.eval_loader(self.units("predict"))
+        return self.eval_loader(self.task.predict_units(self.encoded["predict"], self.reader))
 
     # ---- batches -----------------------------------------------------------------------------------------------------
 
@@ -316,6 +319,7 @@ class TokenizedDataModule(L.LightningDataModule):
             pad_token_id=self.tokenizer.pad_token_id,
             side=self.task.padding_side(self.tokenizer, self.reader.config),
             length=self.max_length if self.padding_mode == "max_length" else None,
+            max_length=self.max_length,
             multiple_of=self.pad_to_multiple_of,
             pad_token_type_id=self.tokenizer.pad_token_type_id,
         )
@@ -323,22 +327,22 @@ class TokenizedDataModule(L.LightningDataModule):
 
     def units(self, name: str, training: bool = False) -> Units:
         """What the batches of a split are drawn from."""
-        return self.task.units(self.encoded[name], training)
+        return self.task.units(self.encoded[name], training, self.reader)
 
     def eval_loader(self, units: Units) -> BatchLoader:
         """Every unit once, in order."""
         sampler = EvalBatchSampler(len(units), self.eval_batch_size, self.num_ranks, self.rank)
         return BatchLoader(units, sampler, self.collator(), self.num_workers, self.pins(), False, self.seed)
 
-    def probe(self) -> datasets.Dataset | None:
-        """Fixed rows of train that are evaluated beside val, so that the two can be compared."""
+    def probe(self) -> Units | None:
+        """Fixed units of train that are evaluated beside val, so that the two can be compared."""
         if self.probe_size == 0:
             return None
         if self.preparation.stream is not None:
-            return self.encoded["probe"]
-        train = self.encoded["train"]
-        size = min(self.probe_size, len(self.encoded["val"]), len(train))
-        return train.select(np.sort(splits.subset(len(train), size, self.seed)))
+            return self.units("probe")
+        train = self.units("train")
+        size = min(self.probe_size, len(self.units("val")), len(train))
+        return Chosen(train, np.sort(splits.subset(len(train), size, self.seed)))
 
     def pins(self) -> bool:
         """Whether batches go to page-locked memory."""

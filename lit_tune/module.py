@@ -124,6 +124,7 @@ class FineTuneModule(L.LightningModule):
         fitting = self._trainer is None or self.trainer.state.fn == "fit"
         made = assemble(self.task.auto_class, self.recipe, config, fitting)
         self.model, self.base_reference, self.new_parameters = made
+        self.task.check_model(self.model)
         self.evaluation = Evaluation(self.task, self.spec, (*VAL_STAGES, "test"))
         if self.compile_model:
             self.model.compile()  # in place: names in checkpoints and exports stay those of transformers

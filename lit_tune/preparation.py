@@ -277,7 +277,9 @@ class Preparation:
         folder = self.cache_dir / key
         with cache.draft(folder) as temporary:
             encoded = {name: self.encode_rows(split, temporary / f"{name}.arrow") for name, split in raw.items()}
-            self.counts.update({name: token_counts(rows, self.reader.max_length) for name, rows in encoded.items()})
+            limit = self.task.cut_at(self.reader.max_length)
+            self.counts.update({name: token_counts(rows, limit) for name, rows in encoded.items()})
+            self.spec = self.task.measure(encoded["train"], self.spec) if "train" in encoded else self.spec
             notes = {
                 "spec": self.spec.to_dict(),
                 "counts": {name: vars(self.counts[name]) for name in raw},
@@ -286,8 +288,7 @@ class Preparation:
             }
             kept = {name: rows.remove_columns(count_columns(rows.column_names)) for name, rows in encoded.items()}
             cache.save(folder, kept, notes, temporary)
-        stored = cache.load(folder)
-        if stored is None:
+        if (stored := cache.load(folder)) is None:
             raise StorageError("tokenized data was gone as soon as it was written", where=str(folder), fix=cache.FIX)
         self.encoded.update(stored[0])
         self.say(raw, "tokenized")
@@ -341,7 +342,7 @@ class Preparation:
     def say(self, names: Any, how: str) -> None:
         """One line per split: rows, tokens, what was cut, and whether anything was tokenized."""
         for name in names:
-            found = self.examination.texts.get(name)
+            found, counts = self.examination.texts.get(name), self.counts[name]
             empty = f", {found.num_empty:,} empty" if found and found.num_empty else ""
-            counts = self.counts[name]
-            log.info("%-8s%s%s%s", name, counts.line(self.reader.max_length, how), counts.others_line(), empty)
+            line = counts.line(self.task.cut_at(self.reader.max_length), how)
+            log.info("%-8s%s%s%s", name, line, counts.others_line(), empty)

@@ -23,6 +23,7 @@ class Padding:
         length: Always this many tokens; None pads to the longest row.
         multiple_of: Round the length up to a multiple.
         pad_token_type_id: Fills ``token_type_ids``.
+        max_length: Most tokens the model is given in a row, for collators that cut.
     """
 
     pad_token_id: int
@@ -30,6 +31,7 @@ class Padding:
     length: int | None = None
     multiple_of: int | None = None
     pad_token_type_id: int = 0
+    max_length: int | None = None
 
     def width(self, lengths: list[int]) -> int:
         """Tokens per row of the batch."""

@@ -17,6 +17,7 @@ from lit_tune.data.conll_files import parse_conll
 from lit_tune.data.csv_files import check_csv
 from lit_tune.data.file_content import explain_read_error, open_bytes, reader_encoding
 from lit_tune.data.json_files import json_layout, parse_json, parse_json_lines
+from lit_tune.data.txt_files import FILE, PARAGRAPH, parse_txt
 from lit_tune.errors import DataError
 
 # Text such as 007 or 12345678901234567890 is a name, not a number: only what reads back the same becomes one.
@@ -61,6 +62,8 @@ def read_table(
     """Read one file; ``cache_name`` is its fingerprint, so that an edited file never meets its old cache."""
     if kind == "conll":
         return _table_of(parse_conll(path, encoding), path)
+    if kind in (PARAGRAPH, FILE):
+        return _table_of(parse_txt(path, encoding, kind), path)
     if kind in ("json", "jsonl"):
         layout = "object" if field is not None else json_layout(path, encoding)
         if layout == "array" or (kind == "json" and layout == "object"):
@@ -111,7 +114,7 @@ def open_stream(
     packed = any(path.lower().endswith(".gz") for path in paths)
     recoded = kind == "jsonl" and reader_encoding(encoding) != "utf-8-sig"
     if (
-        kind in ("json", "conll") or recoded or (packed and kind in ("parquet", "arrow", "text"))
+        kind in ("json", "conll", PARAGRAPH, FILE) or recoded or (packed and kind in ("parquet", "arrow", "text"))
     ):  # readable only as a whole
         parts = [
             read_table(path, kind, delimiter, encoding, field, name)

@@ -7,6 +7,7 @@ from functools import partial
 from lit_tune.data.sources import load_files, load_hub
 from lit_tune.data.split import Split
 from lit_tune.data.stream_faults import explain_stream_fault
+from lit_tune.data.txt_files import TxtRows
 from lit_tune.errors import ConfigError, DataError, LitTuneError
 
 
@@ -24,6 +25,7 @@ class RawData:
         encoding: Text encoding.
         json_field: Key that holds the array of rows in a json file.
         text_columns: Columns of a csv that stay text even if every cell is a number.
+        txt_rows: What is a row of a txt file.
     """
 
     files: dict[str, str | list[str] | None]
@@ -35,6 +37,7 @@ class RawData:
     encoding: str = "utf-8"
     json_field: str | None = None
     text_columns: tuple[str, ...] = ()
+    txt_rows: TxtRows = "line"
 
     def load(self, split: str, streaming: bool = False) -> Split | None:
         """The raw rows of ``train``, ``val``, ``test`` or ``predict``; None where there is no such split.
@@ -52,6 +55,7 @@ class RawData:
                 field=self.json_field,
                 streaming=streaming,
                 text_columns=self.text_columns,
+                txt_rows=self.txt_rows,
             )
             return replace(found, explain=self.explainer(found)) if streaming else found
         if self.dataset is None or split == "predict":

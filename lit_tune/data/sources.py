@@ -18,10 +18,14 @@ from lit_tune.data.file_paths import common_kind, find_files
 from lit_tune.data.file_tables import concatenate, open_stream, read_table, with_numeric_columns
 from lit_tune.data.hub import open_dataset
 from lit_tune.data.split import Split
+from lit_tune.data.txt_files import FILE, PARAGRAPH, TxtRows
 from lit_tune.errors import ConfigError
 
 _READER_VERSION = 1
 """Raise it when the same bytes give other rows: it is part of every fingerprint."""
+
+HAVE_LINES = ("conll", PARAGRAPH)
+"""Formats whose rows have several lines, and know on which they begin."""
 
 
 def load_files(
@@ -33,19 +37,21 @@ def load_files(
     field: str | None,
     streaming: bool,
     text_columns: Collection[str] = (),
+    txt_rows: TxtRows = "line",
 ) -> Split:
     """Read the files of one split.
 
     Args:
         split: ``train``, ``val``, ``test`` or ``predict``; names the config key in messages.
-        paths: A path, a glob, or a list of them: all csv, tsv, json, jsonl (or ndjson), parquet, arrow, txt (one text
-            per line, column ``text``) or conll (one word per line), plain or .gz.
+        paths: A path, a glob, or a list of them: all csv, tsv, json, jsonl (or ndjson), parquet, arrow, txt (column
+            ``text``) or conll (one word per line), plain or .gz.
         delimiter: Column separator of a csv; default: comma, tab for tsv.
         encoding: Encoding of csv, json, txt and conll.
         field: Key of a json file that holds the array of rows.
         streaming: Give an ``IterableDataset``. Only the beginning of each file is checked; faults further on come up
             while iterating, for ``file_content.explain_read_error``. All columns of a csv stay text.
         text_columns: Columns of a csv that stay text even if every cell is a number.
+        txt_rows: What is a row of a txt file.
 
     Returns:
         Rows in the order of files and lines. In a csv every cell is text, also ``NA`` and ``null``, unless the whole
@@ -61,19 +67,20 @@ def load_files(
     delimiter = _delimiter(delimiter, kind)
     for path in shown:
         check_content(path, kind, encoding)
+    kind = kind if kind != "text" else {"line": kind, "paragraph": PARAGRAPH, "file": FILE}[txt_rows]
     options = [_READER_VERSION, kind, delimiter, reader_encoding(encoding), field, sorted(text_columns)]
     fingerprints = [_file_fingerprint(path, options, head_only=streaming) for path in shown]
     fingerprint = xxhash.xxh3_128_hexdigest("".join(fingerprints).encode())
     if streaming:
         stream = open_stream(shown, kind, delimiter, encoding, field, fingerprints)
-        stream = stream.remove_columns(LINE) if kind == "conll" else stream
+        stream = stream.remove_columns(LINE) if kind in HAVE_LINES else stream
         return Split(stream, split, [(path, 0) for path in shown], fingerprint)
     parts = [
         read_table(path, kind, delimiter, encoding, field, cache_name)
         for path, cache_name in zip(shown, fingerprints, strict=True)
     ]
     lines = None
-    if kind == "conll":
+    if kind in HAVE_LINES:
         lines = np.concatenate([np.asarray(part[LINE][:]) for part in parts])
         parts = [part.remove_columns(LINE) for part in parts]
     rows = concatenate(parts, shown)

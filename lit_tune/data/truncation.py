@@ -30,20 +30,20 @@ class TokenCounts:
     num_cut_tokens: int
     others: dict[str, int] = field(default_factory=dict)
 
-    def line(self, max_length: int, how: str) -> str:
+    def line(self, max_length: int | None, how: str) -> str:
         """One line for the console.
 
         >>> TokenCounts(100, 2000, 40, 0, 0).line(512, "tokenized")
         '100 rows, 2,000 tokens (mean 20.0, longest 40), tokenized; none longer than 512'
         """
         mean = self.num_tokens / max(1, self.num_rows)
-        text = (
-            f"{self.num_rows:,} rows, {self.num_tokens:,} tokens (mean {mean:.1f}, longest {self.longest:,}), {how}; "
-        )
+        text = f"{self.num_rows:,} rows, {self.num_tokens:,} tokens (mean {mean:.1f}, longest {self.longest:,}), {how}"
+        if max_length is None:
+            return text
         if not self.num_cut_rows:
-            return text + f"none longer than {max_length}"
+            return f"{text}; none longer than {max_length}"
         share = self.num_cut_tokens / self.num_tokens
-        return text + f"{self.num_cut_rows:,} cut at {max_length}, {share:.1%} of all tokens lost"
+        return f"{text}; {self.num_cut_rows:,} cut at {max_length}, {share:.1%} of all tokens lost"
 
     def others_line(self) -> str:
         """``, 12 cut words`` for each that occurs.
@@ -60,7 +60,7 @@ def count_columns(names: Sequence[str]) -> list[str]:
     return [name for name in names if name.startswith(COUNT)]
 
 
-def token_counts(rows: datasets.Dataset, max_length: int) -> TokenCounts:
+def token_counts(rows: datasets.Dataset, max_length: int | None) -> TokenCounts:
     """Statistics of the features that count, read in pieces."""
     names = count_columns(rows.column_names)
     pieces = rows.select_columns(names).with_format("numpy").iter(batch_size=100_000)
@@ -75,18 +75,18 @@ def token_counts(rows: datasets.Dataset, max_length: int) -> TokenCounts:
     )
 
 
-def counts_of(counts: Mapping[str, np.ndarray], max_length: int) -> TokenCounts:
+def counts_of(counts: Mapping[str, np.ndarray], max_length: int | None) -> TokenCounts:
     """Statistics of some rows.
 
     Args:
         counts: Feature -> (N,) what it counts in each row; ``num_tokens`` are the tokens before cutting.
-        max_length: Tokens at which a text is cut.
+        max_length: Tokens at which a text is cut; None where none is.
 
     >>> counts_of({"num_tokens": np.array([3, 12, 10])}, max_length=10)
     TokenCounts(num_rows=3, num_tokens=25, longest=12, num_cut_rows=1, num_cut_tokens=2, others={})
     """
     lengths = counts["num_tokens"].astype(np.int64)
-    over = np.maximum(lengths - max_length, 0)
+    over = np.maximum(lengths - max_length, 0) if max_length is not None else np.zeros_like(lengths)
     longest = int(lengths.max()) if len(lengths) else 0
     others = {name: int(values.sum()) for name, values in counts.items() if name != "num_tokens"}
     return TokenCounts(len(lengths), int(lengths.sum()), longest, int((over > 0).sum()), int(over.sum()), others)

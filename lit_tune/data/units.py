@@ -41,6 +41,25 @@ class WholeRows:
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
+class Chosen:
+    """Some units of others.
+
+    Args:
+        units: All of them.
+        numbers: (N,) those that are meant, in this order.
+    """
+
+    def __init__(self, units: Units, numbers: np.ndarray) -> None:
+        self.units, self.numbers = units, numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def read(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        """Features of some of them."""
+        return self.units.read(self.numbers[list(numbers)].tolist())
+
+
 class Windows:
     """Each window of each row is a unit: a row with that window alone.
 

@@ -27,14 +27,14 @@ class Facts:
         spec: The labels.
         examination: Texts, overlaps and label counts of each split.
         tokens: Split -> lengths in tokens, of all rows or of a sample.
-        max_length: Tokens at which a text is cut.
+        max_length: Tokens at which a text is cut; None where none is.
         accepted: What ``data.accept`` names.
     """
 
     spec: Spec
     examination: Examination
     tokens: Mapping[str, TokenCounts]
-    max_length: int
+    max_length: int | None
     accepted: tuple[str, ...] = ()
 
     def judged(self, name: str, problem: LitTuneError) -> Finding:
@@ -168,7 +168,7 @@ def leakage(facts: Facts) -> Iterator[Finding]:
 def huge_rows(facts: Facts) -> Iterator[Finding]:
     """A row that is a file."""
     for split, found in facts.examination.texts.items():
-        if found.longest_chars > HUGE_CHARS:
+        if facts.max_length is not None and found.longest_chars > HUGE_CHARS:
             yield warning(
                 f"the longest {split} row has {found.longest_chars:,} characters, {facts.max_length} tokens are read",
                 where=found.longest_place,

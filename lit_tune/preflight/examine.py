@@ -149,7 +149,8 @@ class Preflight:
         spec, examination = data.spec, data.preparation.examination
         assert spec is not None
         module.spec = report.spec = spec
-        facts = Facts(spec, examination, report.tokens, data.max_length, tuple(data.accept))
+        limit = module.task.cut_at(data.max_length)
+        facts = Facts(spec, examination, report.tokens, limit, tuple(data.accept))
         report.plan = plan_of(s, None if data.streaming else report.rows["train"])
         report.findings += data_findings(facts) + step_findings(s, report.plan)
         problems: list[LitTuneError] = []

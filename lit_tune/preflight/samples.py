@@ -12,6 +12,7 @@ from lit_tune.data.splits import subset
 from lit_tune.data.texts import longest_rows
 from lit_tune.data.truncation import COUNT, TokenCounts, count_columns, counts_of
 from lit_tune.datamodule import TokenizedDataModule
+from lit_tune.models.text_reader import TextReader
 from lit_tune.tasks.base import Batch, Features, Task
 from lit_tune.tasks.encoding import class_labels, encode_batch
 
@@ -32,10 +33,10 @@ class Sample:
     features: Features
     counts: TokenCounts
 
-    def batches(self, task: Task, size: int, count: int) -> list[list[dict[str, Any]]]:
+    def batches(self, task: Task, reader: TextReader, size: int, count: int) -> list[list[dict[str, Any]]]:
         """The first batches that training would make of these rows, in their order."""
         stored = {name: values for name, values in self.features.items() if not name.startswith(COUNT)}
-        units = task.units(datasets.Dataset.from_dict(stored), training=True)
+        units = task.units(datasets.Dataset.from_dict(stored), True, reader)
         starts = range(0, min(len(units), size * count), size)
         return [units.read(range(start, min(start + size, len(units)))) for start in starts]
 
@@ -60,7 +61,7 @@ def encoded(datamodule: TokenizedDataModule, split: Split, rows: dict[str, list[
     assert spec is not None
     features = encode_batch(rows, datamodule.task, reader.tokenizer, spec, reader.max_length, class_labels(split))
     counts = {name: np.asarray(features[name]) for name in count_columns(list(features))}
-    return Sample(features, counts_of(counts, reader.max_length))
+    return Sample(features, counts_of(counts, datamodule.task.cut_at(reader.max_length)))
 
 
 def trial_batches(datamodule: TokenizedDataModule, train: Split, drawn: Sample, count: int) -> list[Batch]:
@@ -68,6 +69,6 @@ def trial_batches(datamodule: TokenizedDataModule, train: Split, drawn: Sample, 
     size, columns = datamodule.train_batch_size, datamodule.task.input_columns()
     longest = train.select(longest_rows(train, columns, size))
     widest = encoded(datamodule, train, {name: longest.rows[name][:] for name in longest.column_names})  # type: ignore[index]
-    collator = datamodule.collator()
-    groups = widest.batches(datamodule.task, size, 1) + drawn.batches(datamodule.task, size, count)
+    collator, of = datamodule.collator(), (datamodule.task, datamodule.reader)
+    groups = widest.batches(*of, size, 1) + drawn.batches(*of, size, count)
     return [collate(group, list(range(len(group))), collator) for group in groups]

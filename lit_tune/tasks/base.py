@@ -16,7 +16,9 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from lit_tune.data.collators import Padding
 from lit_tune.data.split import Split
+from lit_tune.data.txt_files import TxtRows
 from lit_tune.data.units import Units, WholeRows
+from lit_tune.models.text_reader import TextReader
 
 Rows = dict[str, list[Any]]
 """A batch of raw rows as ``datasets.map(batched=True)`` gives them: column name -> values."""
@@ -94,6 +96,9 @@ class Task(ABC):
     """Whether ``encode`` gives the tokenizer lists of words: a tokenizer that tells the beginning of a word by the
     space before it then takes each of them for one."""
 
+    txt_rows: ClassVar[TxtRows] = "line"
+    """What is a row of a txt file where ``data.txt_rows`` does not say."""
+
     needs_offsets: ClassVar[bool] = False
     """Whether ``encode`` asks where in the text a token stands, which only fast tokenizers know."""
 
@@ -165,15 +170,35 @@ class Task(ABC):
     def encode(self, rows: Rows, tokenizer: PreTrainedTokenizerBase, spec: Spec, max_length: int) -> Features:
         """Rows -> features as lists. Pure and batched, so that the result can be cached."""
 
-    def units(self, rows: datasets.Dataset, training: bool) -> Units:
+    def cut_at(self, max_length: int) -> int | None:
+        """Tokens at which a row is cut, so that the rest is lost; None where nothing is."""
+        return max_length
+
+    def measure(self, train: datasets.Dataset, spec: Spec) -> Spec:
+        """Add what only the encoded rows that are trained on tell."""
+        return spec
+
+    def units(self, rows: datasets.Dataset, training: bool, reader: TextReader) -> Units:
         """What batches are drawn from.
 
         Args:
             rows: An encoded split.
             training: For steps of training, where a long document's windows may be mixed with those of others; else for
-                evaluation, where everything that makes one prediction must be in one batch.
+                evaluation, where everything that is scored together must be in one batch.
+            reader: The model's config, and how many tokens it takes.
         """
         return WholeRows(rows)
+
+    def predict_units(self, rows: datasets.Dataset, reader: TextReader) -> Units:
+        """What ``predict`` draws batches from: one record is made of each. Default: as in evaluation."""
+        return self.units(rows, False, reader)
+
+    def check_model(self, model: PreTrainedModel) -> None:  # noqa: B027 - many tasks take any model
+        """Refuse a model that cannot do what the task needs; called once its weights are there.
+
+        Raises:
+            ModelError: It cannot.
+        """
 
     def padding_side(
         self, tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig

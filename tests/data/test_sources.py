@@ -33,7 +33,16 @@ def write(name, content, encoding="utf-8"):
     return name
 
 
-def load(paths, split="train", delimiter=None, encoding="utf-8", field=None, streaming=False, text_columns=()):
+def load(
+    paths,
+    split="train",
+    delimiter=None,
+    encoding="utf-8",
+    field=None,
+    streaming=False,
+    text_columns=(),
+    txt_rows="line",
+):
     return load_files(
         split,
         paths,
@@ -42,6 +51,7 @@ def load(paths, split="train", delimiter=None, encoding="utf-8", field=None, str
         field=field,
         streaming=streaming,
         text_columns=text_columns,
+        txt_rows=txt_rows,
     )
 
 
@@ -570,3 +580,25 @@ def test_the_hub_is_read_and_not_found_gated_and_offline_are_told_apart(tmp_path
     cached, _, _, offline = in_new_process(HUB_CODE, tmp_path, HF_ENDPOINT=endpoint, HF_HUB_OFFLINE="1").splitlines()
     assert cached == tiny
     assert "org/missing is not cached here and the Hub cannot be reached (offline mode" in offline
+
+
+def test_rows_of_a_txt_file_are_lines_paragraphs_or_the_file(tmp_path):
+    content = "\n to be\r\nor not \n \t\n\nthat is\n"
+    for name in ("a.txt", "b.txt.gz"):
+        opened = gzip.open if name.endswith(".gz") else open
+        with opened(tmp_path / name, "wb") as file:
+            file.write(content.encode())
+        wanted = {
+            "line": ["", " to be", "or not ", " \t", "", "that is"],
+            "paragraph": [" to be\nor not ", "that is"],
+            "file": ["\n to be\nor not \n \t\n\nthat is\n"],
+        }
+        for rows, texts in wanted.items():
+            read = load(str(tmp_path / name), txt_rows=rows)
+            assert read.rows["text"][:] == texts
+            stream = load(str(tmp_path / name), txt_rows=rows, streaming=True)
+            assert [row["text"] for row in stream.rows] == texts
+        assert load(str(tmp_path / name), txt_rows="paragraph").locate(1) == f"{tmp_path / name}:6"
+    (tmp_path / "c.txt").write_text(" \n\n")
+    with pytest.raises(DataError):
+        load(str(tmp_path / "c.txt"), txt_rows="file")

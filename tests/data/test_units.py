@@ -9,7 +9,7 @@ import pytest
 
 from lit_tune.data.loader import BatchLoader
 from lit_tune.data.samplers import EvalBatchSampler, TrainBatchSampler
-from lit_tune.data.units import WholeRows, Windows, list_lengths
+from lit_tune.data.units import Chosen, WholeRows, Windows, list_lengths
 
 COUNTS = [2, 0, 3, 1, 0, 4]
 
@@ -81,3 +81,10 @@ def test_evaluation_draws_the_same_each_time_and_never_what_training_draws():
     once, again = (next(iter(loader))["draws"] for _ in range(2))
     assert once == again
     assert not set(once) & set(drawn((4, 1, 1), 0).values())
+
+
+def test_chosen_units_are_read_in_their_order(rows):
+    some = Chosen(Windows(rows, ["input_ids"]), np.array([7, 2, 0]))
+    every = Windows(rows, ["input_ids"]).read(range(10))
+    assert len(some) == 3
+    assert some.read([2, 0]) == [every[0], every[7]]
