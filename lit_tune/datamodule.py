@@ -1,5 +1,6 @@
 """TokenizedDataModule: the one LightningDataModule. Encoded splits -> batches, cut exactly."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,7 +49,8 @@ class TokenizedDataModule(L.LightningDataModule):
         limit_train: Use only this many rows of train, a seeded subset.
         limit_val: The same for val.
         limit_test: The same for test.
-        max_length: Tokens at which a text is cut; default: 512 or what the model can take, whichever is less.
+        max_length: Tokens at which a text is cut; default: 512 (384 for windows of question answering) or what the
+            model can take, whichever is less.
         train_batch_size: Rows per rank and micro-batch; effective batch = it x ranks x trainer.accumulate_grad_batches.
         eval_batch_size: Rows per rank and batch in validation, test and prediction.
         auto_batch: Where memory is exhausted, repeat the step with half the train_batch_size and twice the
@@ -132,6 +134,7 @@ class TokenizedDataModule(L.LightningDataModule):
             dict(config_overrides),
             num_texts=len(task.input_columns()),
             reads_words=task.reads_words,
+            usual_max_length=task.usual_max_length,
         )
         self.preparation = Preparation(
             task=task,
@@ -193,16 +196,9 @@ class TokenizedDataModule(L.LightningDataModule):
         """Hash of all that decides the content of train and val."""
         return self.preparation.fingerprint
 
-    @property
-    def unlabelled(self) -> set[str]:
-        """Evaluated splits in which no row has a label."""
-        return self.preparation.unlabelled
-
     def use_model(self, name: str) -> None:
         """Read tokenizer and config of another model, as that of a finished run."""
-        was = self.reader
-        given = was.max_length_given
-        self.reader = TextReader(name, max_length_given=given, num_texts=was.num_texts, reads_words=was.reads_words)
+        self.reader = replace(self.reader, model_name=name, revision=None, tokenizer_name=None, config_overrides={})
         self.preparation.reader, self.preparation.new_head = self.reader, False
 
     # ---- Lightning's hooks -------------------------------------------------------------------------------------------

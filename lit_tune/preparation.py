@@ -146,8 +146,8 @@ class Preparation:
                 labelled = self.spec is not None and not is_unlabelled(self.task, self.spec, split)
                 self.task.check(split, self.spec or Spec("unknown"), labelled)
         raise_problems(problems)
-        used = self.held_out(raw)
         assert self.spec is not None
+        used = self.held_out({name: self.task.usable(split, self.spec) for name, split in raw.items()})
         self.spec = self.task.summarize(used["train"], self.spec)
         self.examination = examine(self.task, self.spec, used)
         self.reader.learn(texts_of(used["train"], self.task.input_columns()))
@@ -258,7 +258,8 @@ class Preparation:
         key = self.key(split.fingerprint, self.limits.get(name), name)
         if not self.restore(key):
             self.task.check(split, self.spec, labelled)
-            self.encode({name: split if labelled else self.task.without_labels(split)}, key)
+            used = self.task.usable(split, self.spec) if labelled else self.task.without_labels(split)
+            self.encode({name: used}, key)
 
     # ---- encoding and the cache --------------------------------------------------------------------------------------
 

@@ -336,7 +336,7 @@ def test_a_test_split_without_any_label_is_noted_and_its_labels_are_dropped(tiny
     model = model_with_head(tiny_model_dir, tmp_path / "model", ["a", "b"])
     rows = [{"text": "mud"}] * 2 if labels == "no column" else labelled(labels)
     module = prepared(model, "test", test=write_jsonl(tmp_path / "test.jsonl", rows))
-    assert module.unlabelled == {"test"}
+    assert module.preparation.unlabelled == {"test"}
     assert "labels" not in module.encoded["test"].column_names
     assert len(module.encoded["test"]) == 2
     again = prepared(model, "test", test=str(tmp_path / "test.jsonl"))
@@ -347,7 +347,7 @@ def test_a_test_split_without_any_label_is_noted_and_its_labels_are_dropped(tiny
 def test_minus_one_is_a_label_where_train_has_it(tiny_model_dir, tmp_path):
     model = model_with_head(tiny_model_dir, tmp_path / "model", ["-1", "0", "1"])
     module = prepared(model, "test", test=write_jsonl(tmp_path / "test.jsonl", labelled([-1, -1])))
-    assert module.unlabelled == set()
+    assert module.preparation.unlabelled == set()
     assert module.encoded["test"]["labels"][:] == [0, 0]
 
 

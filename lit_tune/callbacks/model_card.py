@@ -11,6 +11,7 @@ from lit_tune.callbacks.run_record import RunRecord, plain
 from lit_tune.models import text_cnn
 from lit_tune.models.adapters import is_adapted
 from lit_tune.run_dir import environment
+from lit_tune.tasks.base import Task
 
 SECTIONS = ("task", "optimizer", "lr_schedule", "seed_everything")
 """Sections of the config that are shown; ``data`` and ``model`` may hold private paths and are told in words."""
@@ -46,7 +47,7 @@ def model_card(trainer: L.Trainer, pl_module: Any, record: RunRecord, verdict: d
         f"{how.capitalize()} with lit-tune on {dataset or 'local files'} ({rows} rows): "
         f"{spec.problem_type.replace('_', ' ')}.",
         "",
-        usage(pl_module.task.pipeline, pl_module.task.auto_class.__name__ if adapted else None, is_cnn),
+        usage(pl_module.task, adapted, is_cnn),
         "",
     ]
     if spec.label_names:
@@ -60,17 +61,25 @@ def model_card(trainer: L.Trainer, pl_module: Any, record: RunRecord, verdict: d
     return "\n".join(lines)
 
 
-def usage(pipeline: str, auto_class: str | None, is_cnn: bool = False) -> str:
+def usage(task: Task, adapted: bool, is_cnn: bool = False) -> str:
     """How the folder is used.
 
     Args:
-        pipeline: transformers' name of what the task does.
-        auto_class: HF Auto class of the base model, where the folder holds an adapter.
+        task: What the model does.
+        adapted: The folder holds an adapter.
         is_cnn: The model's class is lit-tune's, and transformers knows it once that is imported.
     """
-    if auto_class is None:
+    auto_class = task.auto_class.__name__
+    if not adapted and task.has_pipeline:
         lines = ["import lit_tune.models.text_cnn"] if is_cnn else []
-        lines += ["from transformers import pipeline", "", f'run = pipeline("{pipeline}", "PATH_OR_ID")']
+        lines += ["from transformers import pipeline", "", f'run = pipeline("{task.pipeline}", "PATH_OR_ID")']
+    elif not adapted:
+        lines = [
+            f"from transformers import {auto_class}, AutoTokenizer",
+            "",
+            f'model = {auto_class}.from_pretrained("PATH_OR_ID")',
+            'tokenizer = AutoTokenizer.from_pretrained("PATH_OR_ID")',
+        ]
     else:
         lines = [
             "from peft import PeftConfig, PeftModel",

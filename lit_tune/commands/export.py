@@ -118,8 +118,7 @@ def write_merged(module: FineTuneModule, run_dir: RunDir, folder: Path) -> None:
     load_tokenizer(str(run_dir.best)).save_pretrained(folder)
     card = run_dir.best / CARD
     if card.is_file():
-        pipeline = module.task.pipeline
-        text = card.read_text("utf-8").replace(usage(pipeline, auto_class.__name__), usage(pipeline, None))
+        text = card.read_text("utf-8").replace(usage(module.task, adapted=True), usage(module.task, adapted=False))
         (folder / CARD).write_text(text.replace("library_name: peft", "library_name: transformers"), "utf-8")
     logits = probe_logits(module, load_as_anyone(auto_class, folder, whole.dtype))
     difference = float((logits - expected).norm() / expected.norm().clamp_min(1e-12))
@@ -139,4 +138,4 @@ def probe_logits(module: FineTuneModule, model: Any) -> torch.Tensor:
     size = int(model.get_input_embeddings().num_embeddings)
     tokens = torch.randint(0, size, (2, PROBE_TOKENS), generator=generator)
     batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-    return module.task.forward(model, batch).logits.double()
+    return module.task.scores(module.task.forward(model, batch)).double()

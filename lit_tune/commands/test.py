@@ -21,7 +21,7 @@ def test(options: list[str]) -> None:
         options: The config: files and single keys; ``--config runs/x/config.yaml`` is enough.
     """
     run = set_up(options, "test")
-    if "test" in run.datamodule.unlabelled:
+    if "test" in run.datamodule.preparation.unlabelled:
         log.info("test     no row has a label, nothing to measure; `lit-tune predict --data.predict ...` labels them")
         return
     run.trainer.test(run.module, datamodule=run.datamodule, verbose=False)

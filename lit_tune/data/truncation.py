@@ -8,6 +8,8 @@ import numpy as np
 
 COUNT = "num_"
 """Beginning of the names of features that count something in a row: they are summed for reports and not stored."""
+WINDOWS = "num_windows"
+"""The one of rows that are read in several windows: of those nothing is cut off."""
 
 
 @dataclass(frozen=True)
@@ -40,19 +42,21 @@ class TokenCounts:
         text = f"{self.num_rows:,} rows, {self.num_tokens:,} tokens (mean {mean:.1f}, longest {self.longest:,}), {how}"
         if max_length is None:
             return text
+        if windows := self.others.get(WINDOWS):
+            return f"{text}; read in {windows:,} windows of at most {max_length}"
         if not self.num_cut_rows:
             return f"{text}; none longer than {max_length}"
         share = self.num_cut_tokens / self.num_tokens
         return f"{text}; {self.num_cut_rows:,} cut at {max_length}, {share:.1%} of all tokens lost"
 
     def others_line(self) -> str:
-        """``, 12 cut words`` for each that occurs.
+        """``, 12 cut words`` for each that occurs; the windows stand in ``line``.
 
-        >>> TokenCounts(1, 9, 9, 0, 0, {"num_cut_words": 12, "num_windows": 0}).others_line()
+        >>> TokenCounts(1, 9, 9, 0, 0, {"num_cut_words": 12, "num_cut_questions": 0, "num_windows": 2}).others_line()
         ', 12 cut words'
         """
-        shown = {name.removeprefix(COUNT).replace("_", " "): count for name, count in self.others.items() if count}
-        return "".join(f", {count:,} {name}" for name, count in shown.items())
+        shown = {name: count for name, count in self.others.items() if count and name != WINDOWS}
+        return "".join(f", {count:,} {name.removeprefix(COUNT).replace('_', ' ')}" for name, count in shown.items())
 
 
 def count_columns(names: Sequence[str]) -> list[str]:
@@ -86,7 +90,8 @@ def counts_of(counts: Mapping[str, np.ndarray], max_length: int | None) -> Token
     TokenCounts(num_rows=3, num_tokens=25, longest=12, num_cut_rows=1, num_cut_tokens=2, others={})
     """
     lengths = counts["num_tokens"].astype(np.int64)
-    over = np.maximum(lengths - max_length, 0) if max_length is not None else np.zeros_like(lengths)
+    is_cut = max_length is not None and WINDOWS not in counts
+    over = np.maximum(lengths - (max_length or 0), 0) if is_cut else np.zeros_like(lengths)
     longest = int(lengths.max()) if len(lengths) else 0
     others = {name: int(values.sum()) for name, values in counts.items() if name != "num_tokens"}
     return TokenCounts(len(lengths), int(lengths.sum()), longest, int((over > 0).sum()), int(over.sum()), others)

@@ -31,6 +31,7 @@ class TextReader:
         config_overrides: ``model.config_overrides``: they may change how many tokens the model takes.
         num_texts: Texts that are read together, each of which wants a token at least.
         reads_words: The tokenizer is given lists of words.
+        usual_max_length: What ``max_length`` is where nothing is given and the model takes so many.
     """
 
     model_name: str
@@ -40,6 +41,7 @@ class TextReader:
     config_overrides: dict[str, Any] = field(default_factory=dict)
     num_texts: int = 1
     reads_words: bool = False
+    usual_max_length: int = DEFAULT_MAX_LENGTH
 
     @property
     def learns(self) -> bool:
@@ -110,7 +112,7 @@ class TextReader:
         """
         limit = None if self.learns else max_positions(self.config, self.tokenizer)
         if self.max_length_given is None:
-            return min(DEFAULT_MAX_LENGTH, limit or DEFAULT_MAX_LENGTH)
+            return min(self.usual_max_length, limit or self.usual_max_length)
         if limit is not None and self.max_length_given > limit:
             raise ModelError(
                 f"{self.max_length_given} is more than the {limit} tokens this model can read",

@@ -11,6 +11,7 @@ from lit_tune.data.split import Split
 from lit_tune.data.splits import subset
 from lit_tune.data.texts import longest_rows
 from lit_tune.data.truncation import COUNT, TokenCounts, count_columns, counts_of
+from lit_tune.data.units import Units
 from lit_tune.datamodule import TokenizedDataModule
 from lit_tune.models.text_reader import TextReader
 from lit_tune.tasks.base import Batch, Features, Task
@@ -33,10 +34,14 @@ class Sample:
     features: Features
     counts: TokenCounts
 
+    def units(self, task: Task, reader: TextReader) -> Units:
+        """What training draws from these rows."""
+        stored = {name: values for name, values in self.features.items() if not name.startswith(COUNT)}
+        return task.units(datasets.Dataset.from_dict(stored), True, reader)
+
     def batches(self, task: Task, reader: TextReader, size: int, count: int) -> list[list[dict[str, Any]]]:
         """The first batches that training would make of these rows, in their order."""
-        stored = {name: values for name, values in self.features.items() if not name.startswith(COUNT)}
-        units = task.units(datasets.Dataset.from_dict(stored), True, reader)
+        units = self.units(task, reader)
         starts = range(0, min(len(units), size * count), size)
         return [units.read(range(start, min(start + size, len(units)))) for start in starts]
 

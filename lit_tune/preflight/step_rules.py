@@ -15,7 +15,7 @@ class Plan:
     """What a config comes to with so many rows.
 
     Args:
-        rows: Rows of train that are used; None for a stream.
+        rows: Rows of train that are used, or windows of them (``data.units``); None for a stream.
         ranks: Processes that train together.
         batches: Micro-batches per epoch and rank that are used; None for a stream.
         steps: Optimizer steps of the run; None where nothing says when it ends.
@@ -42,7 +42,7 @@ def plan_of(s: Situation, rows: int | None) -> Plan:
 
     Args:
         s: The config and the machine.
-        rows: Rows of train that are used; None for a stream.
+        rows: Rows of train that are used, or windows of them (``data.units``); None for a stream.
     """
     accumulate = s["trainer.accumulate_grad_batches"] or 1
     part = s["trainer.limit_train_batches"]

@@ -84,7 +84,13 @@ class Task(ABC):
     """The HF Auto class that gives the model its head."""
 
     pipeline: ClassVar[str]
-    """Name of the ``transformers.pipeline`` that runs the exported model."""
+    """The Hub's name of what the task does: the ``transformers.pipeline`` that runs the exported model."""
+
+    has_pipeline: ClassVar[bool] = True
+    """Whether transformers (5.23) has that pipeline."""
+
+    usual_max_length: ClassVar[int] = 512
+    """Default of ``data.max_length``, where the model takes so many tokens."""
 
     input_key: ClassVar[str] = "text_columns"
     """The init argument that names the columns with the input, for advice."""
@@ -145,6 +151,10 @@ class Task(ABC):
         Raises:
             DataError: A missing column, a null, or a label that train lacks, with ``file:row``.
         """
+
+    def usable(self, split: Split, spec: Spec) -> Split:
+        """The rows of a checked split with labels that are used. What it leaves out by its settings, it says."""
+        return split
 
     @abstractmethod
     def is_unlabelled(self, split: Split, spec: Spec) -> bool:
