@@ -48,6 +48,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "suffix": "jsonl",
         "limits": {"train": 1200, "val": 300, "test": 800},
     },
+    "codah": {"class_path": "MultipleChoice", "task": {}, "lr": 2e-4, "epochs": 3, "suffix": "jsonl"},
 }
 
 
@@ -93,13 +94,16 @@ def run_hf_trainer(
     settings: dict[str, Any], files: dict[str, str], model: str, seed: int, scratch: Path
 ) -> dict[str, Any]:
     """The same with HF Trainer."""
-    peer = "quality_hf_tagger" if settings.get("class_path") == "TokenClassification" else "quality_hf_trainer"
+    peer = HF_SIDES.get(settings.get("class_path", ""), "quality_hf_trainer")
     return importlib.import_module(peer).run(settings, files, model, seed, scratch)
 
 
+HF_SIDES = {"TokenClassification": "quality_hf_tagger", "MultipleChoice": "quality_hf_choices"}
+"""Task -> the script that does the same with HF Trainer."""
 PEERS = {"lit_tune": run_lit_tune, "hf_trainer": run_hf_trainer}
 HEADLINE = {
     "wnut17": ("f1", "precision", "recall"),
+    "codah": ("accuracy", "loss"),
     "goemotions": ("f1_micro", "f1_macro"),
     "sick_regression": ("pearson", "spearman", "mse"),
 }

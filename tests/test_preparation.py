@@ -340,7 +340,7 @@ def test_a_test_split_without_any_label_is_noted_and_its_labels_are_dropped(tiny
     assert "labels" not in module.encoded["test"].column_names
     assert len(module.encoded["test"]) == 2
     again = prepared(model, "test", test=str(tmp_path / "test.jsonl"))
-    assert again.unlabelled == {"test"}
+    assert again.preparation.unlabelled == {"test"}
     assert again.preparation.reused == {"test"}
 
 

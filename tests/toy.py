@@ -130,3 +130,16 @@ def toy_sentences(count: int, seed: int = 0) -> list[dict]:
         tags = [f"{'I' if i else 'B'}-{kind}" if kind else "O" for kind, i in zip(kinds, inside, strict=True)]
         rows.append({"tokens": [f"{w}-{w}" if rng.random() < 0.2 else w for w in words], "ner_tags": tags})
     return rows
+
+
+def toy_questions(count: int, seed: int = 0) -> list[dict]:
+    """Two to four choices, of which the right one speaks of the sky."""
+    rng = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        choices = [" ".join(rng.choice(PLACES) for _ in range(rng.randint(1, 4))) for _ in range(rng.randint(2, 4))]
+        right = rng.randrange(len(choices))
+        choices[right] += f" {rng.choice(SKY)}"
+        question = " ".join(rng.choice(WORDS) for _ in range(rng.randint(1, 8)))
+        rows.append({"question": question, "choices": choices, "label": right})
+    return rows

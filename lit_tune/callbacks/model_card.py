@@ -65,8 +65,8 @@ def usage(task: Task, adapted: bool, is_cnn: bool = False) -> str:
     """How the folder is used.
 
     Args:
-        task: What the model does.
-        adapted: The folder holds an adapter.
+        task: What the model was trained for.
+        adapted: The folder holds an adapter, not a whole model.
         is_cnn: The model's class is lit-tune's, and transformers knows it once that is imported.
     """
     auto_class = task.auto_class.__name__
@@ -74,7 +74,7 @@ def usage(task: Task, adapted: bool, is_cnn: bool = False) -> str:
         lines = ["import lit_tune.models.text_cnn"] if is_cnn else []
         lines += ["from transformers import pipeline", "", f'run = pipeline("{task.pipeline}", "PATH_OR_ID")']
     elif not adapted:
-        lines = [
+        lines = task.usage.splitlines() or [
             f"from transformers import {auto_class}, AutoTokenizer",
             "",
             f'model = {auto_class}.from_pretrained("PATH_OR_ID")',

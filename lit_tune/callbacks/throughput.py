@@ -46,7 +46,7 @@ class Throughput:
         if batch["is_filler"]:
             return
         mask = batch["attention_mask"]
-        self.examples += mask.shape[0]
+        self.examples += len(batch["example_ids"])
         self.positions += mask.numel()
         self.tokens = self.tokens + mask.sum()
 

@@ -99,6 +99,36 @@ class TextCollator:
 
 
 @dataclass(frozen=True)
+class ChoiceCollator:
+    """Puts all choices of all questions under one another, N rows in all: no choice is made up as padding.
+
+    Beside what the model reads, the batch has ``labels`` (B,), which choice is right, and under ``aside``:
+    ``choice_rows`` (B, C), the row of each question's choices, -1 where it has fewer; ``choices``, B lists of text,
+    and ``names``, what these are called, where there are no labels.
+
+    Args:
+        padding: How rows become a rectangle.
+    """
+
+    padding: Padding
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        """B features -> a batch under HF's names, tensors (N, T)."""
+        read = [name for name in ("input_ids", "token_type_ids") if name in features[0]]
+        rows = [dict(zip(read, one, strict=True)) for f in features for one in zip(*(f[n] for n in read), strict=True)]
+        counts = [len(f["input_ids"]) for f in features]
+        ends = np.cumsum(counts).tolist()
+        choice_rows = [list(range(end - count, end)) for end, count in zip(ends, counts, strict=True)]
+        aside: dict[str, Any] = {"choice_rows": pad(choice_rows, -1, max(counts), "right")}
+        batch = pad_inputs(rows, self.padding)
+        if "labels" in features[0]:
+            batch["labels"] = torch.tensor([f["labels"] for f in features], dtype=torch.int64)
+        else:
+            aside |= {name: [f[name] for f in features] for name in ("choices", "names")}
+        return {**batch, "aside": aside}
+
+
+@dataclass(frozen=True)
 class WordCollator:
     """Pads tokens with a label for each of them, and the words they belong to.
 

@@ -1,7 +1,7 @@
 """The text columns of a split: do they hold text, how much of it, and which rows say the same.
 
-A list of texts (the words of a sentence, the choices of a question) is read as one, joined by spaces. On Arrow columns
-wherever they are plain text: a million rows take one to two seconds.
+A list of texts (the words of a sentence, the choices of a question), or a mapping of such, is read as one, joined by
+spaces. On Arrow columns wherever they are plain text: a million rows take one to two seconds.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,7 +29,7 @@ class TextColumn:
     Args:
         is_null: (N,) rows without a value.
         is_other: (N,) rows with a value that is neither text nor a list.
-        is_list: (N,) rows with a list.
+        is_list: (N,) rows with a list, or a mapping.
         is_blank: (N,) texts without any character but white space.
         num_chars: (N,) length of each text.
     """
@@ -46,8 +46,13 @@ class TextColumn:
         return TextColumn(*(part[rows] for part in parts))
 
 
-def read_texts(split: Split, column: str) -> TextColumn:
+def read_texts(split: Split, column: str, key: str = "task.init_args.text_columns") -> TextColumn:
     """Look at a column that holds one text per row.
+
+    Args:
+        split: Not streamed.
+        column: Name of the column.
+        key: Config key that names it.
 
     Raises:
         DataError: A text is null, or no text at all, with the first rows.
@@ -56,7 +61,7 @@ def read_texts(split: Split, column: str) -> TextColumn:
     for wrong in (found.is_null, found.is_other | found.is_list):
         rows = np.flatnonzero(wrong)
         if len(rows):
-            raise _not_text(rows, column, split)
+            raise _not_text(rows, column, split, key)
     return found
 
 
@@ -84,11 +89,13 @@ def texts_of(split: Split, columns: Sequence[str]) -> Iterator[str]:
 
 
 def plain_text(value: Any) -> str:
-    """What a cell says, lists joined by spaces.
+    """What a cell says, the parts of lists and mappings joined by spaces.
 
-    >>> plain_text("a b") == plain_text(["a", "b"])
+    >>> plain_text("a b") == plain_text(["a", "b"]) == plain_text({"text": ["a"], "label": ["b"]})
     True
     """
+    if isinstance(value, dict):
+        return " ".join(map(plain_text, value.values()))
     if isinstance(value, list):
         return " ".join(map(plain_text, value))
     return value if isinstance(value, str) else repr(value)
@@ -113,12 +120,12 @@ def _of_arrow(column: pa.ChunkedArray, is_list: bool) -> TextColumn:
 
 
 def _of_values(values: list[Any]) -> TextColumn:
-    is_text = [isinstance(v, str | list) for v in values]
+    is_text = [isinstance(v, str | list | dict) for v in values]
     texts = [plain_text(v) if known else None for v, known in zip(values, is_text, strict=True)]
     return TextColumn(
         is_null=np.array([v is None for v in values], dtype=bool),
         is_other=np.array([v is not None and not known for v, known in zip(values, is_text, strict=True)], dtype=bool),
-        is_list=np.array([isinstance(v, list) for v in values], dtype=bool),
+        is_list=np.array([isinstance(v, list | dict) for v in values], dtype=bool),
         is_blank=np.array([t is not None and not t.strip() for t in texts], dtype=bool),
         num_chars=np.array([len(t or "") for t in texts], dtype=np.int64),
     )
@@ -184,12 +191,12 @@ def _slices(texts: pa.LargeStringArray) -> Iterator[memoryview]:
     return (content[start:end] for start, end in pairwise(offsets.tolist()))
 
 
-def _not_text(rows: np.ndarray, column: str, split: Split) -> DataError:
+def _not_text(rows: np.ndarray, column: str, split: Split, key: str) -> DataError:
     value = split.rows[int(rows[0])][column]  # type: ignore[index]
     kind = "null" if value is None else f"a {type(value).__name__}"
     return DataError(
         f"text in column {column!r} is {kind} in {len(rows)} row(s) ({places(rows, split.locate)})",
-        fix="fill in or drop these rows" if value is None else "name a column with text in task.init_args.text_columns",
+        fix="fill in or drop these rows" if value is None else f"name a column with text in {key}",
     )
 
 

@@ -17,6 +17,7 @@ ADVISED_KEYS = (
     "overfit.probe_size",
     "task.init_args.label_column",
     "task.init_args.label_smoothing",
+    "task.init_args.question_column",
     "task.init_args.tags_column",
     "task.init_args.text_columns",
     "task.init_args.tokens_column",

@@ -89,6 +89,9 @@ class Task(ABC):
     has_pipeline: ClassVar[bool] = True
     """Whether transformers (5.23) has that pipeline."""
 
+    usage: ClassVar[str] = ""
+    """Lines of Python that run the exported model, for the model card, where it has not."""
+
     usual_max_length: ClassVar[int] = 512
     """Default of ``data.max_length``, where the model takes so many tokens."""
 

@@ -36,7 +36,7 @@ def clock(monkeypatch):
 
 def batch(lengths, width, filler=False):
     mask = torch.tensor([[1] * n + [0] * (width - n) for n in lengths])
-    return {"attention_mask": mask, "is_filler": torch.tensor(filler)}
+    return {"attention_mask": mask, "is_filler": torch.tensor(filler), "example_ids": list(range(len(lengths)))}
 
 
 def test_rates_are_counts_over_seconds(clock):

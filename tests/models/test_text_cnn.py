@@ -15,6 +15,7 @@ from lit_tune.__main__ import main
 from lit_tune.callbacks.model_card import usage
 from lit_tune.models.text_cnn import TextCnnConfig, TextCnnForSequenceClassification, TextCnnModel, is_new
 from lit_tune.models.word_tokenizer import learn_words, of_words
+from lit_tune.tasks.sequence_classification import SequenceClassification
 
 SIZES = {"vocab_size": 20, "embedding_size": 6, "num_filters": 5, "filter_sizes": [1, 2, 4]}
 
@@ -218,4 +219,4 @@ def test_the_card_says_how_transformers_learns_of_it(finished):
     text = (finished / "best" / "README.md").read_text()
     assert "base_model" not in text
     assert "import lit_tune.models.text_cnn\n" in text
-    assert "lit_tune" not in usage("text-classification", None)
+    assert "lit_tune" not in usage(SequenceClassification(), adapted=False)
