@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 from lit_tune.data.conll_files import parse_conll
 from lit_tune.data.csv_files import check_csv
 from lit_tune.data.file_content import explain_read_error, open_bytes, reader_encoding
-from lit_tune.data.json_files import json_layout, parse_json, parse_json_lines
+from lit_tune.data.json_files import json_layout, parse_json_lines, read_json, rows_of_json
+from lit_tune.data.squad_files import is_squad, squad_table
 from lit_tune.data.txt_files import FILE, PARAGRAPH, parse_txt
 from lit_tune.errors import DataError
 
@@ -67,7 +68,10 @@ def read_table(
     if kind in ("json", "jsonl"):
         layout = "object" if field is not None else json_layout(path, encoding)
         if layout == "array" or (kind == "json" and layout == "object"):
-            return _table_of(parse_json(path, encoding, field), path)
+            content = read_json(path, encoding)
+            if field in (None, "data") and is_squad(content):
+                return squad_table(content, path)
+            return _table_of(rows_of_json(content, path, field), path)
         if reader_encoding(encoding) != "utf-8-sig":
             return _table_of(parse_json_lines(path, encoding), path)
         kind = "jsonl"

@@ -11,20 +11,33 @@ from lit_tune.data.file_content import opened_text
 from lit_tune.errors import DataError, nearest
 
 
-def parse_json(path: str, encoding: str, field: str | None) -> list[dict[str, Any]]:
-    """Read a json file that holds an array of objects, at the top or under ``field``.
+def read_json(path: str, encoding: str) -> Any:
+    """The content of a json file.
 
     Raises:
-        DataError: Broken json; no array of objects there (with the keys that hold one); an empty array.
+        DataError: Broken json, with the line.
     """
     with opened_text(path, encoding) as text:
         content = text.read()
     try:
-        data = json.loads(content)
+        return json.loads(content)
     except json.JSONDecodeError as error:
         raise _broken_json(path, error.lineno, error.msg, content[max(0, error.pos - 40) : error.pos + 40]) from None
     except RecursionError:
         raise DataError("json is nested too deeply", where=path, fix="save the rows as jsonl") from None
+
+
+def rows_of_json(data: Any, path: str, field: str | None) -> list[dict[str, Any]]:
+    """The rows of a json file that holds an array of objects, at the top or under ``field``.
+
+    Args:
+        data: Its content.
+        path: The file, for messages.
+        field: ``data.field``.
+
+    Raises:
+        DataError: No array of objects there (with the keys that hold one); an empty array.
+    """
     candidates = _keys_with_rows(data)
     if field is not None:
         if not isinstance(data, dict) or field not in data:
