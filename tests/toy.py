@@ -132,7 +132,7 @@ def toy_sentences(count: int, seed: int = 0) -> list[dict]:
     return rows
 
 
-def toy_questions(count: int, seed: int = 0) -> list[dict]:
+def toy_choices(count: int, seed: int = 0) -> list[dict]:
     """Two to four choices, of which the right one speaks of the sky."""
     rng = random.Random(seed)
     rows = []
@@ -142,4 +142,25 @@ def toy_questions(count: int, seed: int = 0) -> list[dict]:
         choices[right] += f" {rng.choice(SKY)}"
         question = " ".join(rng.choice(WORDS) for _ in range(rng.randint(1, 8)))
         rows.append({"question": question, "choices": choices, "label": right})
+    return rows
+
+
+def toy_questions(count: int, seed: int = 0, num_words: int = 40, with_none: bool = False) -> list[dict]:
+    """``view`` asks for the one place in a context, ``climb`` for the one kind of weather; with ``with_none`` some
+    contexts lack what they are asked for."""
+    rng = random.Random(seed)
+    others = [w for w in WORDS if w not in (*PLACES, *SKY)]
+    rows = []
+    for i in range(count):
+        place, sky = rng.choice(PLACES), rng.choice(SKY)
+        asked, answer = ("view", place) if rng.random() < 0.5 else ("climb", sky)
+        is_none = with_none and rng.random() < 0.3
+        words = [rng.choice(others) for _ in range(rng.randint(1, num_words))]
+        for word in (place, sky):
+            if not (is_none and word == answer):
+                words.insert(rng.randint(0, len(words)), word)
+        context = " ".join(words)
+        start = f" {context} ".find(f" {answer} ")
+        answers = {"text": [] if is_none else [answer], "answer_start": [] if is_none else [start]}
+        rows.append({"id": f"q{i}", "question": asked, "context": context, "answers": answers})
     return rows

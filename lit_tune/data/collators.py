@@ -158,3 +158,47 @@ class WordCollator:
         else:
             aside["words"] = [f["words"] for f in features]
         return {**batch, "aside": aside}
+
+
+@dataclass(frozen=True)
+class WindowCollator:
+    """Pads windows of questions and their contexts; each row has one or more windows.
+
+    Beside what the model reads, the batch has ``labels`` (W, 2), first and last token of the answer, and under
+    ``aside`` where there is a context: ``window_counts``, windows of each row; ``context_begins``, ``context_ends`` and
+    ``null_places`` (W,); ``char_starts`` and ``char_ends``, W arrays; ``contexts``, and where there are any ``answers``
+    and ``ids``, B each.
+
+    Args:
+        padding: How windows become a rectangle; to the right, so that places of tokens stay what they are.
+    """
+
+    padding: Padding
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        """B features -> a batch of W windows under HF's names."""
+        read: list[str] = [name for name in ("input_ids", "token_type_ids") if name in features[0]]
+        windows = [{n: f[n][i] for n in read} for f in features for i in range(len(f["input_ids"]))]
+        batch = pad_inputs(windows, self.padding)
+        if "start_positions" in features[0]:
+            places = [[p for f in features for p in f[name]] for name in ("start_positions", "end_positions")]
+            batch["labels"] = torch.tensor(places).T.contiguous()
+        return batch if "context" not in features[0] else {**batch, "aside": self.aside(features)}
+
+    def aside(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        """What decides which text a token is."""
+        # arrays: Lightning walks through lists when it moves a batch, number by number
+        chars = {
+            n: [np.asarray(c, dtype=np.int32) for f in features for c in f[n]] for n in ("char_starts", "char_ends")
+        }
+        begins, null = ([p for f in features for p in f[name]] for name in ("context_begins", "null_places"))
+        ends = [begin + len(starts) for begin, starts in zip(begins, chars["char_starts"], strict=True)]
+        return {
+            "window_counts": [len(f["input_ids"]) for f in features],
+            "context_begins": torch.tensor(begins),
+            "context_ends": torch.tensor(ends),
+            "null_places": torch.tensor(null),
+            **chars,
+            "contexts": [f["context"] for f in features],
+            **{f"{name}s": [f[name] for f in features] for name in ("id", "answer") if name in features[0]},
+        }

@@ -15,6 +15,8 @@ ADVISED_KEYS = (
     "optimizer.lr",
     "optimizer.weight_decay",
     "overfit.probe_size",
+    "task.init_args.answers_column",
+    "task.init_args.context_column",
     "task.init_args.label_column",
     "task.init_args.label_smoothing",
     "task.init_args.question_column",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
-from toy import WORDS, toy_questions
+from toy import WORDS, toy_choices
 from transformers import AutoTokenizer, BertConfig
 
 from lit_tune.data.collators import Padding
@@ -44,7 +44,7 @@ def encode(rows: list[dict], tokenizer, max_length=64, **settings):
 
 
 def test_choices_may_be_a_list_columns_or_named_and_are_the_same(tokenizer):
-    rows = toy_questions(9, seed=1)
+    rows = toy_choices(9, seed=1)
     plain = encode(rows, tokenizer)
     columns = [f"ending{i}" for i in range(4)]
     wide = [
@@ -98,7 +98,7 @@ def test_rows_that_cannot_be_used_are_named(case):
 
 
 def test_splits_without_labels_are_known():
-    task, rows = MultipleChoice(), toy_questions(3)
+    task, rows = MultipleChoice(), toy_choices(3)
     assert not task.is_unlabelled(split(rows), SPEC)
     for secret in ("", -1, None):
         assert task.is_unlabelled(split([{**row, "label": secret} for row in rows]), SPEC)
@@ -147,7 +147,7 @@ def test_a_context_is_read_first_and_question_and_choice_as_one_text(tokenizer):
 
 @pytest.mark.parametrize("max_length", [6, 8, 10, 64])
 def test_what_is_too_long_is_cut_in_the_question_and_choices_stay_whole(max_length, tokenizer):
-    rows = toy_questions(30, seed=2)
+    rows = toy_choices(30, seed=2)
     rows[3]["question"] = " ".join(WORDS * 2)
     rows[4]["choices"][0] = " ".join(WORDS)  # longer than max_length by itself
     features = encode(rows, tokenizer, max_length)
@@ -169,7 +169,7 @@ def test_what_is_too_long_is_cut_in_the_question_and_choices_stay_whole(max_leng
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_a_batch_has_a_row_for_each_choice_and_none_for_padding(side, tokenizer):
-    features = encode(toy_questions(5, seed=3), tokenizer)
+    features = encode(toy_choices(5, seed=3), tokenizer)
     singles = [{k: v[i] for k, v in features.items() if not k.startswith("num_")} for i in range(5)]
     batch = MultipleChoice().collator(Padding(0, side=side, multiple_of=8), SPEC)(singles)
     flat = [ids for row in features["input_ids"] for ids in row]

@@ -12,7 +12,7 @@ from checkpointing.resume_matrix import check, fit
 from parity.runs import Recorder, relative
 from parity.runs import fit as fit_recorded
 from torch.nn import functional as F
-from toy import make_tiny_model, toy_questions, write_jsonl
+from toy import make_tiny_model, toy_choices, write_jsonl
 from transformers import AutoModelForMultipleChoice, AutoTokenizer
 
 from lit_tune.__main__ import main
@@ -25,8 +25,8 @@ def files(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("choosing")
     make_tiny_model(folder / "model", dropout=0.0, hidden=32)
     for name, count in (("train", 160), ("few", 33), ("val", 37)):
-        write_jsonl(folder / f"{name}.jsonl", toy_questions(count, seed=count))
-    new = [{"question": r["question"], "choices": r["choices"]} for r in toy_questions(11, seed=5)]
+        write_jsonl(folder / f"{name}.jsonl", toy_choices(count, seed=count))
+    new = [{"question": r["question"], "choices": r["choices"]} for r in toy_choices(11, seed=5)]
     new[3]["question"] = " ".join([new[3]["question"]] * 40)  # longer than the model's 64 positions
     write_jsonl(folder / "new.jsonl", new)
     return folder
@@ -166,7 +166,7 @@ def test_predictions_are_those_of_plain_transformers_in_input_order(finished, fi
 
 
 def test_bad_rows_end_with_their_place_before_any_training(files, tmp_path, capsys):
-    rows = toy_questions(9)
+    rows = toy_choices(9)
     rows[4]["label"] = 7
     bad = write_jsonl(tmp_path / "bad.jsonl", rows)
     options = ["--task.class_path", "MultipleChoice", "--model.model_name_or_path", str(files / "model")]
