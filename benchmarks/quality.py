@@ -49,6 +49,16 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "limits": {"train": 1200, "val": 300, "test": 800},
     },
     "codah": {"class_path": "MultipleChoice", "task": {}, "lr": 2e-4, "epochs": 3, "suffix": "jsonl"},
+    "xquad_en": {
+        "class_path": "QuestionAnswering",
+        "task": {},
+        "lr": 3e-4,
+        "batch": 8,
+        "epochs": 2,
+        "suffix": "jsonl",
+        "max_length": 192,
+        "limits": {"train": 400, "val": 60},
+    },
 }
 
 
@@ -76,7 +86,7 @@ def run_lit_tune(
         "seed_everything": seed,
         "task": {"class_path": settings.get("class_path", "SequenceClassification"), "init_args": settings["task"]},
         "model": {"model_name_or_path": model},
-        "data": {**files, "max_length": 128, "train_batch_size": settings.get("batch", 16)},
+        "data": {**files, "max_length": settings.get("max_length", 128), "train_batch_size": settings.get("batch", 16)},
         "optimizer": {"lr": settings["lr"], "head_lr": settings.get("head_lr")},
         "trainer": {"max_epochs": settings["epochs"], "accelerator": "cpu", "log_every_n_steps": 100},
     }
@@ -98,12 +108,17 @@ def run_hf_trainer(
     return importlib.import_module(peer).run(settings, files, model, seed, scratch)
 
 
-HF_SIDES = {"TokenClassification": "quality_hf_tagger", "MultipleChoice": "quality_hf_choices"}
+HF_SIDES = {
+    "TokenClassification": "quality_hf_tagger",
+    "MultipleChoice": "quality_hf_choices",
+    "QuestionAnswering": "quality_hf_answers",
+}
 """Task -> the script that does the same with HF Trainer."""
 PEERS = {"lit_tune": run_lit_tune, "hf_trainer": run_hf_trainer}
 HEADLINE = {
     "wnut17": ("f1", "precision", "recall"),
     "codah": ("accuracy", "loss"),
+    "xquad_en": ("f1", "exact_match"),
     "goemotions": ("f1_micro", "f1_macro"),
     "sick_regression": ("pearson", "spearman", "mse"),
 }

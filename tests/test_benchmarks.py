@@ -10,9 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
+from toy import toy_questions
+from transformers import AutoTokenizer
 
+from lit_tune.data.collators import Padding
 from lit_tune.metrics import multi_label_metrics, regression_metrics, single_label_metrics
 from lit_tune.metrics.entities import EntityCounts, read_tag_set
+from lit_tune.tasks.answer_spans import SpanLogits
+from lit_tune.tasks.base import Spec
+from lit_tune.tasks.question_answering import ALWAYS, QuestionAnswering
 
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"
@@ -186,6 +193,32 @@ def test_both_sides_of_the_taggers_table_are_scored_alike(monkeypatch):
         assert 0.1 < value < 1
         assert float(ours[name]) == pytest.approx(value, abs=1e-12), name
     assert tagger.first_tokens([None, 0, 0, 1, None], ["O", "B-y"], names) == [-100, 0, -100, 3, -100]
+
+
+def test_both_sides_of_the_table_of_answers_find_and_score_alike(monkeypatch, tiny_model_dir):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    peer = importlib.import_module("quality_hf_answers")
+    rows, tokenizer = toy_questions(30, seed=4, num_words=40), AutoTokenizer.from_pretrained(tiny_model_dir)
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    task, spec = QuestionAnswering(), Spec(ALWAYS)
+    features = task.encode(columns, tokenizer, spec, 24)
+    windows = peer.windows_of(Dataset.from_list(rows), tokenizer, {"max_length": 24, "stride": 8})
+    assert [w["input_ids"] for w in windows] == [ids.tolist() for row in features["input_ids"] for ids in row]
+    for name in ("start_positions", "end_positions"):
+        assert [w[name] for w in windows] == [place for row in features[name] for place in row]
+    batch = task.collator(Padding(0), spec)(
+        [dict(zip(features, v, strict=True)) for v in zip(*features.values(), strict=True)]
+    )
+    logits = torch.randn(2, *batch["input_ids"].shape, generator=torch.Generator().manual_seed(0))
+    logits.scatter_add_(2, batch["labels"].T[:, :, None], torch.full((2, len(windows), 1), 2.0))  # often right
+    ours = task.decode(SpanLogits(*logits), batch, spec)
+    found = peer.answers(windows, *logits.numpy(), columns["context"])
+    assert [record["answer"] for record in ours] == found  # 24 tokens: the 20 best hold the best pair
+    metrics = task.build_metrics(spec)
+    task.update_metrics(metrics, SpanLogits(*logits), batch)
+    for name, value in peer.scores(found, [row["text"] for row in columns["answers"]]).items():
+        assert float(metrics.compute()[name]) == pytest.approx(value, abs=1e-12)
+        assert 0 < value < 1
 
 
 @pytest.mark.slow

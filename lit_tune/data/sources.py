@@ -44,7 +44,7 @@ def load_files(
     Args:
         split: ``train``, ``val``, ``test`` or ``predict``; names the config key in messages.
         paths: A path, a glob, or a list of them: all csv, tsv, json, jsonl (or ndjson), parquet, arrow, txt (column
-            ``text``) or conll (one word per line), plain or .gz.
+            ``text``) or conll (one word per line), plain or .gz. A json file in SQuAD's layout is one row per question.
         delimiter: Column separator of a csv; default: comma, tab for tsv.
         encoding: Encoding of csv, json, txt and conll.
         field: Key of a json file that holds the array of rows.
