@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from lit_tune.data.truncation import TokenCounts
+from lit_tune.data.truncation import WINDOWS, TokenCounts
 from lit_tune.errors import DataError, LitTuneError
 from lit_tune.preflight.findings import Finding, warning
 from lit_tune.tasks.base import Spec
@@ -169,8 +169,11 @@ def huge_rows(facts: Facts) -> Iterator[Finding]:
     """A row that is a file."""
     for split, found in facts.examination.texts.items():
         if facts.max_length is not None and found.longest_chars > HUGE_CHARS:
+            has_windows = split in facts.tokens and WINDOWS in facts.tokens[split].others
+            how_many = f"{facts.max_length} tokens"
+            read = f"read in windows of {how_many}" if has_windows else f"{how_many} are read"
             yield warning(
-                f"the longest {split} row has {found.longest_chars:,} characters, {facts.max_length} tokens are read",
+                f"the longest {split} row has {found.longest_chars:,} characters, {read}",
                 where=found.longest_place,
                 fix="look at it: an unclosed quote, or several texts in one?",
             )

@@ -7,8 +7,9 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from tokenizers import ByteLevelBPETokenizer, processors
 from toy import toy_questions
-from transformers import AutoModelForQuestionAnswering, AutoTokenizer, BertConfig
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer, BertConfig, PreTrainedTokenizerFast
 
 from lit_tune.data.collators import Padding
 from lit_tune.data.split import Split
@@ -387,3 +388,27 @@ def test_every_metric_that_is_named_is_computed_and_the_primary_one_is_among_the
     report = task.report(computed, spec)
     assert "exact_match" in report
     assert ("with an answer" in report) == (spec == SOME)
+
+
+def test_tokenizers_that_count_a_space_to_the_next_token_give_exact_pieces():
+    trained = ByteLevelBPETokenizer()
+    trained.train_from_iterator(["the mud and the lake näive"] * 50, vocab_size=300, special_tokens=["<s>", "<pad>"])
+    trained.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 0)]
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, bos_token="<s>", pad_token="<pad>")
+    context = "the mud and the näive lake" + " and the mud" * 8
+    rows = [asked(context, ("näive lake", 16), question="the lake")]
+    task = QuestionAnswering()
+    features = task.encode({name: [row[name] for row in rows] for name in rows[0]}, tokenizer, EVERY, 24)
+    first = features["char_starts"][0][0]
+    assert context[first[1]] == " ", "the offsets do hold the space"
+    batch = batch_of(task, tokenizer, rows)
+    logits = torch.zeros(2, *batch["input_ids"].shape)
+    for side in (0, 1):
+        logits[side, 0, batch["labels"][0, side]] = 9.0
+    assert batch["labels"][0, 0] != batch["labels"][0, 1], (
+        "the answer stands in the first window, as two tokens or more"
+    )
+    (record,) = task.decode(SpanLogits(*logits), batch, EVERY)
+    assert (record["answer"], record["start"]) == ("näive lake", 16)
