@@ -47,6 +47,24 @@ def cross_entropy(
     return loss_sum, _weights_of(labels, weights, logits).sum()
 
 
+def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Softmax cross-entropy in nats of each token: (B, T), 0 where nothing is predicted.
+
+    The logits in full precision and their gradient are what takes memory here: 8 bytes x B x T x V.
+
+    Args:
+        logits: (B, T, V).
+        labels: (B, T) int64; -100 does not count.
+
+    >>> token_losses(torch.zeros(1, 2, 2), torch.tensor([[1, -100]]))
+    tensor([[0.6931, 0.0000]])
+    """
+    flat = functional.cross_entropy(
+        _full_precision(logits.flatten(0, 1)), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
+    )
+    return flat.view(labels.shape)
+
+
 def focal(logits: Tensor, labels: Tensor, *, gamma: float, class_weights: Tensor | None = None) -> LossParts:
     """Focal loss, ``-w (1 - p)^gamma log p`` with p the probability of the true class; cross-entropy where gamma is 0.
 

@@ -164,3 +164,49 @@ def toy_questions(count: int, seed: int = 0, num_words: int = 40, with_none: boo
         answers = {"text": [] if is_none else [answer], "answer_start": [] if is_none else [start]}
         rows.append({"id": f"q{i}", "question": asked, "context": context, "answers": answers})
     return rows
+
+
+def make_tiny_decoder(folder: Path, dropout: float = 0.0, kind: str = "llama") -> Path:
+    """A two-layer random decoder, and a tokenizer of the toy words that knows an end and has no pad token."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedTokenizerFast
+
+    vocab = {w: i for i, w in enumerate(["</s>", "<unk>", *WORDS])}
+    backend = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="</s>", unk_token="<unk>", model_max_length=64
+    )
+    tokenizer.save_pretrained(folder)
+    ids = {"vocab_size": len(vocab), "bos_token_id": None, "eos_token_id": 0, "initializer_range": 0.3}
+    config: LlamaConfig | GPT2Config
+    if kind == "llama":
+        config = LlamaConfig(
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=32,
+            max_position_embeddings=64,
+            attention_dropout=dropout,
+            **ids,
+        )
+    else:
+        drops = {"resid_pdrop": dropout, "embd_pdrop": dropout, "attn_pdrop": dropout}
+        config = GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=64, **drops, **ids)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+def toy_documents(count: int, seed: int = 0, longest: int = 40) -> list[dict]:
+    """Texts of very different lengths, in which each word tells something of the next."""
+    rng = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        words = [rng.choice(WORDS)]
+        for _ in range(min(longest, int(rng.paretovariate(0.8))) - 1):
+            following = (WORDS.index(words[-1]) * 7 + 3) % len(WORDS)
+            words.append(WORDS[following] if rng.random() < 0.7 else rng.choice(WORDS))
+        rows.append({"text": " ".join(words)})
+    return rows

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from lit_tune.data.documents import IDS, TEXT_BYTES, Blocks, ListedDocuments
 from lit_tune.losses import IGNORE_INDEX
 
 
@@ -202,3 +203,48 @@ class WindowCollator:
             "contexts": [f["context"] for f in features],
             **{f"{name}s": [f[name] for f in features] for name in ("id", "answer") if name in features[0]},
         }
+
+
+@dataclass(frozen=True)
+class BlockCollator:
+    """Pads blocks (``data.documents``); whole documents, as a stream or ``predict`` gives them, are cut here.
+
+    Beside what the model reads, the batch has ``labels`` (B, T): the token that follows, -100 where none counts; and
+    under ``aside`` ``text_bytes`` and ``num_tokens`` (B,), and for whole documents ``document_of_row`` (B,).
+
+    Packed blocks have ``position_ids`` and no mask; their padding is a document of its own, which nobody looks at.
+
+    Args:
+        padding: How rows become a rectangle; its side is the right one.
+    """
+
+    padding: Padding
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        """B features -> a batch under HF's names."""
+        aside: dict[str, Any] = {}
+        if "labels" not in features[0]:
+            features, aside["document_of_row"] = self.cut(features)
+        lengths = [len(f[IDS]) for f in features]
+        if "position_ids" in features[0]:
+            width = self.padding.width(lengths)
+            positions = [np.concatenate([f["position_ids"], np.arange(width - len(f[IDS]))]) for f in features]
+            inputs = {
+                IDS: pad([f[IDS] for f in features], self.padding.pad_token_id, width, "right"),
+                "position_ids": torch.from_numpy(np.stack(positions)),
+            }
+        else:
+            inputs = pad_inputs([{IDS: f[IDS]} for f in features], self.padding)
+            width = inputs[IDS].shape[1]
+        aside |= {TEXT_BYTES: torch.tensor([f[TEXT_BYTES] for f in features]), "num_tokens": torch.tensor(lengths)}
+        labels = pad([f["labels"] for f in features], IGNORE_INDEX, width, "right")
+        return {**inputs, "labels": labels, "aside": aside}
+
+    def cut(self, features: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], torch.Tensor]:
+        """Whole documents -> their pieces, at least one, and the document of each."""
+        assert self.padding.max_length is not None
+        blocks = Blocks(ListedDocuments(features), self.padding.max_length, packing=False)
+        if not len(blocks):
+            empty = {IDS: [self.padding.pad_token_id], "labels": [IGNORE_INDEX], TEXT_BYTES: 0}
+            return [empty], torch.zeros(1, dtype=torch.int64)
+        return blocks.read(range(len(blocks))), torch.from_numpy(blocks.plan.pieces.documents)

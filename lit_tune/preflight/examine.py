@@ -79,7 +79,7 @@ class Preflight:
         if not problems:
             self.report.rows = {name: len(rows) for name, rows in preparation.encoded.items()}
             self.report.tokens = preparation.counts
-            self.together(None if data.streaming else len(data.units("train", training=True)))
+            self.together()
         return self.report
 
     def check(self, unread: Collection[str] = (), with_trial: bool = True) -> Report:
@@ -103,10 +103,7 @@ class Preflight:
         streamed = {"train"} if self.datamodule.streaming else set()
         self.report.rows = {name: len(split) for name, split in used.items() if name not in streamed}
         self.report.tokens, self.report.is_sample = {name: found.counts for name, found in drawn.items()}, True
-        units = (
-            len(drawn["train"].units(self.datamodule.task, self.datamodule.reader)) / drawn["train"].counts.num_rows
-        )  # of a row, about
-        self.together(None if streamed else round(units * len(used["train"])))
+        self.together(drawn["train"])
         if with_trial and not self.report.errors:
             self.trial(used["train"], drawn["train"])
         return self.report
@@ -146,11 +143,19 @@ class Preflight:
         _, block, kept = self.datamodule.preparation.look_at_stream()
         return {"train": block} | {name: split for name, split in kept.items() if name != "probe"}
 
-    def together(self, units: int | None) -> None:
+    def num_units(self, drawn: Sample | None) -> int:
+        """What an epoch of training counts: of rows that are not tokenized, as many as a sample makes it likely."""
+        data = self.datamodule
+        if drawn is None:
+            return len(data.units("train", training=True))
+        share = len(drawn.units(data.task, data.reader)) / max(1, drawn.counts.num_rows)
+        return max(1, round(self.report.rows["train"] * share))
+
+    def together(self, drawn: Sample | None = None) -> None:
         """What needs rows and model: labels, lengths, metrics, steps, shapes, room on the disk.
 
         Args:
-            units: What training draws batches from, as many; None of a stream.
+            drawn: A part of train, where the whole is not tokenized.
         """
         s, module, data, report = self.situation, self.module, self.datamodule, self.report
         spec, examination = data.spec, data.preparation.examination
@@ -158,7 +163,7 @@ class Preflight:
         module.spec = report.spec = spec
         limit = module.task.cut_at(data.max_length)
         facts = Facts(spec, examination, report.tokens, limit, tuple(data.accept))
-        report.plan = plan_of(s, units)
+        report.plan = plan_of(s, None if data.streaming else self.num_units(drawn))
         report.findings += data_findings(facts) + step_findings(s, report.plan)
         problems: list[LitTuneError] = []
         for key in ("checkpoint.monitor", "early_stopping.monitor"):

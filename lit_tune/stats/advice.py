@@ -279,9 +279,9 @@ def more_steps(case: Case) -> Advice | None:
 
 def check_labels(case: Case) -> Advice | None:
     """Labels that do not belong to their texts cannot be learned."""
-    if case.numbers.get("collapsed"):
-        return None
     key = case.settings.get("label_key", "task.init_args.label_column")
+    if case.numbers.get("collapsed") or key == case.settings.get("input_key"):  # a text that is its own label
+        return None
     column = cast("str | None", case.settings.get(key))
     return Advice(key, CHECK, column, "are these the labels of the texts?")
 
@@ -289,6 +289,8 @@ def check_labels(case: Case) -> Advice | None:
 def check_texts(case: Case) -> Advice | None:
     """A text that contains its label is easy."""
     key = case.settings.get("input_key", "task.init_args.text_columns")
+    if key == case.settings.get("label_key"):
+        return None
     columns = case.settings.get(key)
     shown = _yaml(columns) if columns else None
     return Advice(key, CHECK, shown, "does a text give its label away?")

@@ -1,0 +1,178 @@
+"""Causal language modelling: the next token of raw text.
+
+Shapes: B blocks, T tokens, V the vocabulary.
+"""
+
+import logging
+from dataclasses import replace
+from typing import Any, Literal
+
+import datasets
+import numpy as np
+from torch import Tensor
+from torchmetrics import MetricCollection
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from lit_tune.data import checks
+from lit_tune.data.collators import BlockCollator, Padding
+from lit_tune.data.documents import IDS, TEXT_BYTES, Blocks, StoredDocuments
+from lit_tune.data.split import Split
+from lit_tune.data.texts import read_texts
+from lit_tune.data.units import Units, WholeRows
+from lit_tune.errors import ConfigError
+from lit_tune.metrics import scalars
+from lit_tune.metrics.language import TOKEN_METRICS, TokenTotals
+from lit_tune.models.packed_documents import check_apart, why_not_packed
+from lit_tune.models.text_reader import TextReader
+from lit_tune.tasks.base import Batch, Collator, Features, Rows, Spec, Task
+from lit_tune.tasks.classification_report import totals
+from lit_tune.tasks.language_modeling import (
+    EXPORT_POSITIONS,
+    TokenScores,
+    document_records,
+    score_tokens,
+    with_unigram_baseline,
+)
+
+log = logging.getLogger("lit_tune")
+PROBLEM = "causal_language_modeling"
+KEY = "task.init_args.text_column"
+USUAL_TARGETS = 256.0
+"""Predicted tokens of a block, about; only the scale of fp16 losses depends on it."""
+
+
+class CausalLM(Task):
+    """The next token of raw text: a row is a document, which ends with the tokenizer's end-of-sequence token.
+
+    Documents longer than ``data.max_length`` are cut, and nothing is lost: each token but a document's first is
+    predicted once. A txt file is one document, see ``data.txt_rows``.
+
+    Args:
+        text_column: Column with the text.
+        packing: Put several documents, or pieces of them, into one row of ``data.max_length`` tokens, in which none
+            sees another: loss and gradient are those of the documents alone. Off for architectures that cannot do it,
+            and for streams.
+    """
+
+    auto_class = AutoModelForCausalLM
+    pipeline = "text-generation"
+    input_key = label_key = "text_column"
+    txt_rows = "file"
+
+    def __init__(self, text_column: str = "text", packing: bool = True) -> None:
+        self.text_column, self.packing = text_column, packing
+
+    def settings(self) -> dict[str, Any]:
+        return {"text_column": self.text_column}
+
+    def input_columns(self) -> tuple[str, ...]:
+        return (self.text_column,)
+
+    # ---- texts -------------------------------------------------------------------------------------------------------
+
+    def inspect(self, train: Split, model_config: PretrainedConfig | None, new_head: bool) -> Spec:
+        self.require(train)
+        return Spec(PROBLEM, unit="token")
+
+    def spec_of_model(self, model_config: PretrainedConfig) -> Spec:
+        return Spec(PROBLEM, unit="token")
+
+    def require(self, split: Split) -> None:
+        """Demand the column."""
+        checks.require_columns(split.column_names, [self.text_column], split.title, {self.text_column: KEY})
+
+    def check(self, split: Split, spec: Spec, labelled: bool = True) -> None:
+        self.require(split)
+        read_texts(split, self.text_column, KEY)
+
+    def is_unlabelled(self, split: Split, spec: Spec) -> bool:
+        return False  # a text is its own label
+
+    def without_labels(self, split: Split) -> Split:
+        return split
+
+    def strata(self, split: Split, spec: Spec) -> np.ndarray | None:
+        return None
+
+    def summarize(self, train: Split, spec: Spec) -> Spec:
+        return replace(spec, num_rows=len(train))
+
+    def measure(self, train: datasets.Dataset, spec: Spec) -> Spec:
+        return with_unigram_baseline(train, spec)
+
+    # ---- documents and blocks ----------------------------------------------------------------------------------------
+
+    def encode(self, rows: Rows, tokenizer: PreTrainedTokenizerBase, spec: Spec, max_length: int) -> Features:
+        texts, end = rows[self.text_column], tokenizer.eos_token_id
+        ids: Any = tokenizer(texts, truncation=False, return_attention_mask=False, verbose=False)[IDS]
+        if end is not None:
+            ids = [row if row[-1:] == [end] else [*row, end] for row in ids]
+        return {
+            IDS: ids,
+            TEXT_BYTES: [len(text.encode("utf-8", "surrogatepass")) for text in texts],
+            "num_tokens": [len(row) for row in ids],
+        }
+
+    def cut_at(self, max_length: int) -> int | None:
+        return None  # the rest is another block
+
+    def units(self, rows: datasets.Dataset, training: bool, reader: TextReader) -> Units:
+        if reader.max_length < 2:
+            raise ConfigError(
+                "in a row of one token nothing is predicted", where="data.max_length", fix="data.max_length: 512"
+            )
+        packing = self.packing and why_not_packed(reader.config) is None
+        return Blocks(StoredDocuments(rows), reader.max_length, packing)
+
+    def predict_units(self, rows: datasets.Dataset, reader: TextReader) -> Units:
+        return WholeRows(rows)
+
+    def padding_side(
+        self, tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig
+    ) -> Literal["left", "right"]:
+        return "right"  # no token sees what follows it, so nothing has to be hidden
+
+    def collator(self, padding: Padding, spec: Spec) -> Collator:
+        return BlockCollator(padding)
+
+    def check_model(self, model: PreTrainedModel) -> None:
+        if not self.packing:
+            return
+        if why_not := why_not_packed(model.config):
+            log.info("packing  off: %s; documents are padded instead", why_not)
+        else:
+            check_apart(model)
+
+    # ---- loss, metrics, predictions ----------------------------------------------------------------------------------
+
+    def forward(self, model: PreTrainedModel, batch: Batch) -> TokenScores:
+        return score_tokens(model, batch)
+
+    def scores(self, outputs: TokenScores) -> Tensor:
+        assert outputs.logits is not None
+        return outputs.logits[:, :EXPORT_POSITIONS]
+
+    def loss(self, outputs: TokenScores, batch: Batch, spec: Spec) -> tuple[Tensor, Tensor]:
+        return outputs.parts
+
+    def targets_per_row(self, spec: Spec) -> float:
+        return USUAL_TARGETS
+
+    def metric_names(self, spec: Spec) -> dict[str, bool]:
+        return {"loss": False, **TOKEN_METRICS}
+
+    def primary_metric(self, spec: Spec) -> str:
+        return "loss"
+
+    def build_metrics(self, spec: Spec) -> MetricCollection:
+        return MetricCollection({"tokens": TokenTotals()}, compute_groups=False)
+
+    def update_metrics(self, metrics: MetricCollection, outputs: TokenScores, batch: Batch) -> None:
+        metrics.update(outputs.losses, outputs.is_right, outputs.labels, batch["aside"][TEXT_BYTES])
+
+    def decode(self, outputs: TokenScores, batch: Batch, spec: Spec) -> list[dict[str, Any]]:
+        """Loss, perplexity and bits per byte of each text."""
+        return document_records(outputs, batch)
+
+    def report(self, metrics: dict[str, Any], spec: Spec) -> str:
+        return "\n".join(totals(scalars(metrics), spec))

@@ -1,0 +1,118 @@
+"""What tasks that predict the next token have in common: scores of tokens, baseline, records.
+
+Shapes: B rows, T tokens, V the vocabulary.
+"""
+
+import math
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lit_tune.data.documents import TEXT_BYTES, StoredDocuments, target_counts
+from lit_tune.losses import token_losses
+from lit_tune.tasks.base import BOOKKEEPING, Batch, Spec
+
+EXPORT_POSITIONS = 64
+"""Positions of a row whose logits are compared after an export: all of 8 rows of 512 with a vocabulary of 128,000 would
+be 2 GB."""
+
+
+class TokenScores:
+    """What a model says about the tokens of a batch.
+
+    Losses are computed once, for whoever asks first: the loss, or the metrics after it. Whoever computes them in parts,
+    so that the logits of a whole batch never stand in memory, gives them instead of the logits.
+
+    Args:
+        labels: (B, T) the token to predict at each position, or -100.
+        logits: (B, T, V).
+        losses: (B, T) where there are no logits.
+    """
+
+    def __init__(self, labels: Tensor, logits: Tensor | None = None, losses: Tensor | None = None) -> None:
+        self.labels, self.given = labels, losses
+        # virtual tokens of an adapter stand before the row
+        self.logits = logits[:, -labels.shape[1] :] if logits is not None else None
+
+    @cached_property
+    def losses(self) -> Tensor:
+        """(B, T) in nats, 0 where nothing is predicted."""
+        if self.given is not None:
+            return self.given
+        assert self.logits is not None
+        return token_losses(self.logits, self.labels)
+
+    @property
+    def is_right(self) -> Tensor:
+        """(B, T) whether the likeliest token is the one."""
+        assert self.logits is not None
+        return self.logits.argmax(-1) == self.labels
+
+    @property
+    def parts(self) -> tuple[Tensor, Tensor]:
+        """(Summed loss, predicted tokens)."""
+        return self.losses.sum(), (self.labels >= 0).sum().to(self.losses.dtype)
+
+
+def score_tokens(model: PreTrainedModel, batch: Batch) -> TokenScores:
+    """Run the model on blocks, or on documents that were cut into rows.
+
+    Of those, only so many at a time as there are documents: one may be a book.
+    """
+    inputs = {name: tensor for name, tensor in batch.items() if name not in BOOKKEEPING}
+    labels, at_once = batch["labels"], len(batch["example_ids"])
+    if torch.is_grad_enabled() or len(labels) <= at_once:
+        # with a cache transformers would not look for packed documents
+        return TokenScores(labels, model(**inputs, use_cache=False).logits)
+    losses = []
+    for start in range(0, len(labels), at_once):
+        rows = slice(start, start + at_once)
+        some = {name: tensor[rows] for name, tensor in inputs.items()}
+        losses.append(TokenScores(labels[rows], model(**some, use_cache=False).logits).losses)
+    return TokenScores(labels, losses=torch.cat(losses))
+
+
+def with_unigram_baseline(train: datasets.Dataset, spec: Spec) -> Spec:
+    """Add what a model scores that knows how frequent each token is, and nothing else.
+
+    Args:
+        train: The encoded rows that are trained on.
+        spec: Of the task.
+    """
+    counts = target_counts(StoredDocuments(train))
+    total, size = int(counts.sum()), pc.sum(train.data.column(TEXT_BYTES)).as_py() or 0
+    if not total:
+        return spec
+    shares = counts[counts > 0] / total
+    loss = float(-(shares * np.log(shares)).sum())
+    baseline = {"loss": loss, "perplexity": math.exp(loss), "accuracy": float(shares.max())}
+    if size:
+        baseline["bits_per_byte"] = loss * total / math.log(2) / size
+    return replace(spec, baseline=baseline, num_units=total)
+
+
+def document_records(scores: TokenScores, batch: Batch) -> list[dict[str, Any]]:
+    """Loss of each document in nats per token, and what follows from it; None where nothing is predicted."""
+    document_of_row = batch["aside"]["document_of_row"]
+    sums = torch.zeros(3, len(batch["example_ids"]), dtype=torch.float64)
+    rows = (scores.losses.sum(1), (scores.labels >= 0).sum(1), batch["aside"][TEXT_BYTES])
+    for into, values in zip(sums, rows, strict=True):
+        into.index_add_(0, document_of_row.cpu(), values.detach().cpu().double())
+    return [_record(*values) for values in sums.T.tolist()]
+
+
+def _record(loss: float, tokens: float, size: float) -> dict[str, Any]:
+    mean = loss / tokens if tokens else None
+    return {
+        "loss": mean,
+        "perplexity": None if mean is None else math.exp(min(mean, 700.0)),
+        "bits_per_byte": loss / math.log(2) / size if size else None,
+        "num_tokens": int(tokens),
+    }
