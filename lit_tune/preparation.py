@@ -17,7 +17,7 @@ from lit_tune.data.raw_data import RawData
 from lit_tune.data.split import Split
 from lit_tune.data.texts import texts_of
 from lit_tune.data.truncation import TokenCounts, count_columns, token_counts
-from lit_tune.errors import ConfigError, DataError, LitTuneError, StorageError, collected, raise_problems
+from lit_tune.errors import ConfigError, LitTuneError, StorageError, collected, raise_problems
 from lit_tune.models.text_reader import TextReader
 from lit_tune.tasks.base import Spec, Task
 from lit_tune.tasks.encoding import StreamEncoder, class_labels, encode_batch
@@ -205,11 +205,8 @@ class Preparation:
         used = dict(raw)
         if self.cuts_val:
             assert self.spec is not None
-            train = raw["train"]
-            if len(train) < 2:
-                raise DataError("one row cannot be split", where=train.title, fix="more rows, or data.val_fraction: 0")
-            kept, held = splits.holdout(len(train), self.val_fraction, self.seed, self.task.strata(train, self.spec))
-            used |= {"train": train.select(kept), "val": train.select(held).renamed("val")}
+            kept, held = self.task.hold_out(raw["train"], self.val_fraction, self.seed, self.spec)
+            used |= {"train": kept, "val": held.renamed("val")}
         return {name: self.limited(split) for name, split in used.items()}
 
     @property

@@ -14,10 +14,12 @@ import torch
 from torchmetrics import MetricCollection
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from lit_tune.data import splits
 from lit_tune.data.collators import Padding
 from lit_tune.data.split import Split
 from lit_tune.data.txt_files import TxtRows
 from lit_tune.data.units import Units, WholeRows
+from lit_tune.errors import DataError
 from lit_tune.models.text_reader import TextReader
 
 Rows = dict[str, list[Any]]
@@ -170,6 +172,26 @@ class Task(ABC):
     @abstractmethod
     def strata(self, split: Split, spec: Spec) -> np.ndarray | None:
         """(N,) groups whose shares a held-out split should keep, or None."""
+
+    def hold_out(self, train: Split, fraction: float, seed: int, spec: Spec) -> tuple[Split, Split]:
+        """Cut a part from train for validation; default: rows, so that ``strata`` keep their shares.
+
+        Args:
+            train: The whole raw split.
+            fraction: Size of the part.
+            seed: Of the draw.
+            spec: The labels.
+
+        Returns:
+            What is trained on, and the part.
+
+        Raises:
+            DataError: A single row.
+        """
+        if len(train) < 2:
+            raise DataError("one row cannot be split", where=train.title, fix="more rows, or data.val_fraction: 0")
+        kept, held = splits.holdout(len(train), fraction, seed, self.strata(train, spec))
+        return train.select(kept), train.select(held)
 
     @abstractmethod
     def summarize(self, train: Split, spec: Spec) -> Spec:

@@ -37,6 +37,8 @@ from lit_tune.tasks.language_modeling import (
 log = logging.getLogger("lit_tune")
 PROBLEM = "causal_language_modeling"
 KEY = "task.init_args.text_column"
+LONG_LINE, LONG_WORD = 1000, 100
+"""Characters: a single text is cut between lines, else between words."""
 USUAL_TARGETS = 256.0
 """Predicted tokens of a block, about; only the scale of fp16 losses depends on it."""
 
@@ -93,6 +95,21 @@ class CausalLM(Task):
 
     def strata(self, split: Split, spec: Spec) -> np.ndarray | None:
         return None
+
+    def hold_out(self, train: Split, fraction: float, seed: int, spec: Spec) -> tuple[Split, Split]:
+        """Documents; of a single one its end."""
+        if len(train) != 1 or train.is_streamed:
+            return super().hold_out(train, fraction, seed, spec)
+        (text,) = train.column(self.text_column)
+        middle = int(len(text) * (1 - fraction))
+        line, word = (text.rfind(end, max(0, middle - n), middle) for end, n in (("\n", LONG_LINE), (" ", LONG_WORD)))
+        place = (line if line >= 0 else word) + 1
+        if not (text[:place].strip() and text[place:].strip()):
+            return super().hold_out(train, fraction, seed, spec)
+        first, second = (
+            datasets.Dataset.from_dict({self.text_column: [part]}) for part in (text[:place], text[place:])
+        )
+        return replace(train, rows=first), replace(train, rows=second)
 
     def summarize(self, train: Split, spec: Spec) -> Spec:
         return replace(spec, num_rows=len(train))

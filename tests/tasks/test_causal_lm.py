@@ -215,3 +215,16 @@ def test_a_task_is_picklable_and_says_what_decides_its_tokens():
     assert (copy.settings(), copy.packing) == ({"text_column": "content"}, False)
     assert CausalLM("content").settings() == copy.settings()  # packed or not, the same tokens are stored
     assert not task.is_unlabelled(SimpleNamespace(), SPEC)
+
+
+def test_of_a_single_document_the_end_is_held_out_between_words():
+    text = "to be or not to be\nthat is the question whether"
+    for content, cut in ((text, 19), (text.replace("\n", " "), 31), ("a\n" + "b" * 300, 2)):
+        kept, held = CausalLM().hold_out(split([content]), 0.3, 0, SPEC)
+        assert kept.column("text") + held.column("text") == [content[:cut], content[cut:]]
+        assert held.locate(0) == "train.jsonl:1"
+    kept, held = CausalLM().hold_out(split(["a", "b", "c"]), 0.3, 0, SPEC)
+    assert sorted(kept.column("text") + held.column("text")) == ["a", "b", "c"]
+    for content in ("word", "b" * 500, "\n  b"):
+        with pytest.raises(DataError, match="one row cannot be split"):
+            CausalLM().hold_out(split([content]), 0.3, 0, SPEC)
