@@ -11,7 +11,7 @@ from checkpointing.resume_matrix import check, fit
 from parity.runs import Recorder, relative
 from parity.runs import fit as fit_recorded
 from toy import make_tiny_decoder, toy_documents, write_jsonl
-from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig, pipeline
 
 from lit_tune.__main__ import main
 from lit_tune.tasks.causal_lm import CausalLM
@@ -56,7 +56,7 @@ def same(reference: Recorder, other: Recorder, tolerance: float = 1e-12) -> None
     assert other.val == [pytest.approx(v, rel=1e-6, nan_ok=True) for v in reference.val]
 
 
-@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("packing", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_any_cut_gives_the_same_gradient_and_metrics(packing, files):
     task = CausalLM(packing=packing)
     reference = run(files, 16, task=task)
@@ -69,7 +69,7 @@ def test_two_ranks_give_the_same_gradient_and_metrics(files, tmp_path):
     same(run(files, 16), run(files, 2, 4, ranks=2, eval_batch=5, scratch=tmp_path))
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("kind", ["gpt2", pytest.param("llama", marks=pytest.mark.slow)])
 def test_padding_changes_nothing(kind, files):
     reference = run(files, 16, kind=kind)
     for data in ({"padding": "max_length"}, {"pad_to_multiple_of": 12}):
@@ -172,6 +172,22 @@ def test_predictions_are_the_losses_of_the_texts_in_their_order(finished, files,
     assert [r["row"] for r in records] == list(range(11))
     assert [r["num_tokens"] for r in records] == [len(losses) for losses in expected]
     assert [r["loss"] for r in records] == pytest.approx([sum(x) / len(x) for x in expected], rel=1e-4)
+
+
+def test_the_export_goes_on_with_a_text_in_a_pipeline(finished):
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(finished / "best"),
+        AutoTokenizer.from_pretrained(finished / "best"),
+    )
+    ids = tokenizer("mud rain")["input_ids"]
+    for _ in range(8):
+        if ids[-1] != tokenizer.eos_token_id:
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+    write = pipeline("text-generation", str(finished / "best"), device="cpu")
+    (found,) = write("mud rain", max_new_tokens=8, do_sample=False)
+    expected = tokenizer.decode(ids, skip_special_tokens=True)
+    assert found["generated_text"].replace(" ", "") == expected.replace(" ", "")  # a tokenizer of words has no spaces
+    assert len(ids) > 4
 
 
 def test_a_book_is_one_document_that_is_cut_and_not_truncated(files, tmp_path, capsys):
