@@ -10,7 +10,6 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from lit_tune.data import cache, splits
-from lit_tune.data.collators import Padding
 from lit_tune.data.loader import BatchLoader, StreamBatches, StreamLoader
 from lit_tune.data.raw_data import RawData
 from lit_tune.data.samplers import EvalBatchSampler, TrainBatchSampler
@@ -21,6 +20,7 @@ from lit_tune.errors import ConfigError
 from lit_tune.models.text_reader import TextReader
 from lit_tune.preparation import Preparation
 from lit_tune.tasks.base import Collator, Spec, Task
+from lit_tune.tasks.batching import padding_of
 
 
 class TokenizedDataModule(L.LightningDataModule):
@@ -311,14 +311,8 @@ class TokenizedDataModule(L.LightningDataModule):
     def collator(self) -> Collator:
         """The task's collator with this run's padding."""
         assert self.spec is not None
-        padding = Padding(
-            pad_token_id=self.tokenizer.pad_token_id,
-            side=self.task.padding_side(self.tokenizer, self.reader.config),
-            length=self.max_length if self.padding_mode == "max_length" else None,
-            max_length=self.max_length,
-            multiple_of=self.pad_to_multiple_of,
-            pad_token_type_id=self.tokenizer.pad_token_type_id,
-        )
+        to_max_length = self.padding_mode == "max_length"
+        padding = padding_of(self.task, self.reader, to_max_length, self.pad_to_multiple_of, self.seed)
         return self.task.collator(padding, self.spec)
 
     def units(self, name: str, training: bool = False) -> Units:

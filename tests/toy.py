@@ -62,15 +62,20 @@ def labelled(labels: list) -> list[dict]:
     return [{"text": r["text"], "label": v} for r, v in zip(toy_rows(len(labels)), labels, strict=True)]
 
 
-def make_tiny_model(folder: Path, dropout: float = 0.1, hidden: int = 16, subwords: bool = False) -> Path:
-    """Save the tiny model into a folder; with ``subwords`` its tokenizer cuts ``mud-mud`` as BERT's does."""
+def make_tiny_model(
+    folder: Path, dropout: float = 0.1, hidden: int = 16, subwords: bool = False, mask: bool = False
+) -> Path:
+    """Save the tiny model into a folder; with ``subwords`` its tokenizer cuts ``mud-mud`` as BERT's does.
+
+    With ``mask`` it has a mask token, and a head that guesses words.
+    """
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+    from transformers import BertConfig, BertForMaskedLM, BertModel, PreTrainedTokenizerFast
 
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
     inner = ["##-", *(f"##{w}" for w in WORDS)] if subwords else []
-    vocab = {w: i for i, w in enumerate(special + WORDS + inner)}
+    vocab = {w: i for i, w in enumerate(special + WORDS + inner + ["[MASK]"] * mask)}
     model = models.WordPiece(vocab, unk_token="[UNK]") if subwords else models.WordLevel(vocab, unk_token="[UNK]")
     backend = Tokenizer(model)
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit() if subwords else pre_tokenizers.Whitespace()
@@ -83,6 +88,7 @@ def make_tiny_model(folder: Path, dropout: float = 0.1, hidden: int = 16, subwor
         unk_token="[UNK]",
         cls_token="[CLS]",
         sep_token="[SEP]",
+        **({"mask_token": "[MASK]"} if mask else {}),
         model_max_length=64,
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     )
@@ -100,7 +106,7 @@ def make_tiny_model(folder: Path, dropout: float = 0.1, hidden: int = 16, subwor
         initializer_range=0.3,
         pad_token_id=0,
     )
-    BertModel(config).save_pretrained(folder)
+    (BertForMaskedLM if mask else BertModel)(config).save_pretrained(folder)
     return folder
 
 
@@ -210,3 +216,15 @@ def toy_documents(count: int, seed: int = 0, longest: int = 40) -> list[dict]:
             words.append(WORDS[following] if rng.random() < 0.7 else rng.choice(WORDS))
         rows.append({"text": " ".join(words)})
     return rows
+
+
+def toy_lines(count: int, seed: int = 0) -> list[str]:
+    """Chapters of 12 lines with two words each, so that those around a hidden one tell much; some lines are empty."""
+    rng = random.Random(seed)
+    lines = []
+    for i in range(count):
+        if i % 12 == 0:
+            start = rng.randrange(len(WORDS) - 1)
+        words = rng.choices(WORDS[start : start + 2], k=rng.choice([0, *range(1, 13)]))
+        lines.append(" ".join(f"{w}-{w}" if rng.random() < 0.1 else w for w in words))
+    return lines

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from lit_tune.data.documents import IDS, TEXT_BYTES, Blocks, ListedDocuments
+from lit_tune.data.vocabulary import Vocabulary
 from lit_tune.losses import IGNORE_INDEX
 
 
@@ -25,6 +26,8 @@ class Padding:
         multiple_of: Round the length up to a multiple.
         pad_token_type_id: Fills ``token_type_ids``.
         max_length: Most tokens the model is given in a row, for collators that cut.
+        vocabulary: Of the tokenizer, for collators that put tokens in.
+        seed: Of the order of training, for collators that draw.
     """
 
     pad_token_id: int
@@ -33,6 +36,8 @@ class Padding:
     multiple_of: int | None = None
     pad_token_type_id: int = 0
     max_length: int | None = None
+    vocabulary: Vocabulary | None = None
+    seed: int = 0
 
     def width(self, lengths: list[int]) -> int:
         """Tokens per row of the batch."""

@@ -107,6 +107,9 @@ class Task(ABC):
     """Whether ``encode`` gives the tokenizer lists of words: a tokenizer that tells the beginning of a word by the
     space before it then takes each of them for one."""
 
+    skips_empty: ClassVar[bool] = False
+    """Whether rows without a text are left out, so that they are no fault: the blank lines of a book."""
+
     txt_rows: ClassVar[TxtRows] = "line"
     """What is a row of a txt file where ``data.txt_rows`` does not say."""
 

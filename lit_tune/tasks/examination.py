@@ -1,6 +1,6 @@
 """What was noticed about the rows of a run: plain data, kept with what is tokenized."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from lit_tune.data.quality import Overlap, TextQuality, overlap, text_quality
 from lit_tune.data.split import Split
+from lit_tune.data.texts import text_column
 from lit_tune.tasks.base import Spec, Task
 
 
@@ -54,12 +55,20 @@ def examine(task: Task, spec: Spec, used: Mapping[str, Split], train: str = "tra
         train: Which of them is trained on.
     """
     columns = task.input_columns()
+    if task.skips_empty:
+        used = {name: with_text(split, columns) for name, split in used.items()}
     labelled = {name: split for name, split in used.items() if not is_unlabelled(task, spec, split)}
     return Examination(
         texts={name: text_quality(split, columns) for name, split in used.items()},
         overlaps={name: overlap(used[train], split, columns) for name, split in used.items() if name != train},
         label_counts={name: task.label_counts(split, spec) for name, split in labelled.items()},
     )
+
+
+def with_text(split: Split, columns: Sequence[str]) -> Split:
+    """The rows with a text in some of these columns."""
+    is_blank = np.logical_and.reduce([text_column(split, column).is_blank for column in columns])
+    return split.select(np.flatnonzero(~is_blank)) if is_blank.any() else split
 
 
 def is_unlabelled(task: Task, spec: Spec, split: Split) -> bool:
