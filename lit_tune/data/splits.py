@@ -16,7 +16,9 @@ _SUBSET_STREAM = 2
 _TIES_STREAM = 3
 
 
-def holdout(num_rows: int, fraction: float, seed: int, strata: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+def holdout(
+    num_rows: int, fraction: float, seed: int, strata: np.ndarray | None, groups: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Cut a validation split from train.
 
     Args:
@@ -25,6 +27,8 @@ def holdout(num_rows: int, fraction: float, seed: int, strata: np.ndarray | None
         seed: The same seed gives the same rows.
         strata: Class id (or bin) of every row, shape (num_rows,): each class is cut in proportion to within one row,
             and keeps a row in train. None cuts without regard to classes.
+        groups: Group of every row, shape (num_rows,): a group stays whole, groups are held out until there are enough
+            rows, and classes are not regarded. None, or one group alone, cuts rows.
 
     Returns:
         Sorted row numbers (train, held out), together every row once.
@@ -47,6 +51,9 @@ def holdout(num_rows: int, fraction: float, seed: int, strata: np.ndarray | None
         )
     order = _order(num_rows, seed, _HOLDOUT_STREAM)
     num_held = min(math.ceil(round(fraction * num_rows, 6)), num_rows - 1)
+    if groups is not None and (groups != groups[0]).any():
+        is_held = _held_groups(groups, num_held, seed)
+        return np.flatnonzero(~is_held), np.flatnonzero(is_held)
     if strata is None:
         return np.sort(order[num_held:]), np.sort(order[:num_held])
     _, classes, counts = np.unique(strata, return_inverse=True, return_counts=True)
@@ -116,3 +123,11 @@ def _held_per_class(counts: np.ndarray, num_held: int, draws: np.ndarray) -> np.
         for c in open_classes[:missing]:
             quota[c] += 1
     return quota
+
+
+def _held_groups(groups: np.ndarray, num_held: int, seed: int) -> np.ndarray:
+    """(num_rows,) bool: rows of the groups that are drawn until they hold enough rows; one group always stays."""
+    _, group_of, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    order = _order(len(counts), seed, _HOLDOUT_STREAM)[:-1]
+    before = np.cumsum(counts[order]) - counts[order]
+    return np.isin(group_of, order[before < num_held])

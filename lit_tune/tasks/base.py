@@ -176,8 +176,13 @@ class Task(ABC):
     def strata(self, split: Split, spec: Spec) -> np.ndarray | None:
         """(N,) groups whose shares a held-out split should keep, or None."""
 
+    def groups(self, split: Split) -> np.ndarray | None:
+        """(N,) what rows must not be torn apart by a held-out split, such as questions about one text; or None."""
+        return None
+
     def hold_out(self, train: Split, fraction: float, seed: int, spec: Spec) -> tuple[Split, Split]:
-        """Cut a part from train for validation; default: rows, so that ``strata`` keep their shares.
+        """Cut a part from train for validation; default: rows, so that ``strata`` keep their shares, or
+        whole ``groups``.
 
         Args:
             train: The whole raw split.
@@ -193,7 +198,7 @@ class Task(ABC):
         """
         if len(train) < 2:
             raise DataError("one row cannot be split", where=train.title, fix="more rows, or data.val_fraction: 0")
-        kept, held = splits.holdout(len(train), fraction, seed, self.strata(train, spec))
+        kept, held = splits.holdout(len(train), fraction, seed, self.strata(train, spec), self.groups(train))
         return train.select(kept), train.select(held)
 
     @abstractmethod

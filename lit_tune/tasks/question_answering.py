@@ -21,7 +21,7 @@ from lit_tune.data.answers import AnswerColumns
 from lit_tune.data.collators import Padding, WindowCollator
 from lit_tune.data.split import Split
 from lit_tune.data.squad_files import ANSWERS, CONTEXT, ID, QUESTION, START
-from lit_tune.data.texts import read_texts
+from lit_tune.data.texts import read_texts, text_hashes
 from lit_tune.data.units import Units, WholeRows, Windows
 from lit_tune.errors import ConfigError, DataError, LitTuneError, collected, raise_problems
 from lit_tune.metrics.answers import AnswerScores, answer_metric_names
@@ -192,6 +192,9 @@ class QuestionAnswering(Task):
 
     def strata(self, split: Split, spec: Spec) -> np.ndarray | None:
         return self.is_answerable(split).astype(np.int64) if may_have_none(spec) else None
+
+    def groups(self, split: Split) -> np.ndarray | None:
+        return text_hashes(split, [self.context_column])  # else val asks about texts that were trained on
 
     def summarize(self, train: Split, spec: Spec) -> Spec:
         without = float((~self.is_answerable(train)).mean())

@@ -92,3 +92,21 @@ def test_impossible_cuts_are_refused():
         holdout(1, 0.5, 0, None)
     with pytest.raises(ConfigError, match="at least 1 row, got 0"):
         subset(10, 0, 0)
+
+
+def test_groups_stay_whole_and_as_many_are_held_out_as_are_needed():
+    rng = np.random.default_rng(0)
+    for seed in range(30):
+        groups = rng.integers(0, 9, 60)
+        train, held = holdout(60, 0.2, seed, None, groups)
+        assert sorted([*train, *held]) == list(range(60))
+        assert not set(groups[train]) & set(groups[held])
+        assert 12 <= len(held) < 12 + np.bincount(groups).max()
+    assert len({tuple(holdout(60, 0.2, seed, None, groups)[1]) for seed in range(9)}) > 3
+
+
+def test_a_group_stays_in_train_and_one_alone_is_cut_by_rows():
+    train, held = holdout(10, 0.9, 0, None, np.array([7] * 9 + [3]))
+    assert {len(train), len(held)} == {1, 9}
+    train, held = holdout(10, 0.2, 0, None, np.zeros(10))
+    assert len(held) == 2

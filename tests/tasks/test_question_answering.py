@@ -130,6 +130,11 @@ def test_flat_columns_are_read_as_one_answer(tokenizer):
         QuestionAnswering(answer_text_column="text", answer_start_column="begin").check(rows, spec)
 
 
+def test_questions_about_one_context_are_held_out_together():
+    groups = QuestionAnswering().groups(split([LAKE, asked("a fog", ("fog", 2)), LAKE | {"question": "what"}]))
+    assert groups[0] == groups[2] != groups[1]
+
+
 def test_the_baseline_is_to_never_answer():
     task = QuestionAnswering()
     rows = split([LAKE, LAKE, LAKE, asked()])
