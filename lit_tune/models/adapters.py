@@ -109,16 +109,32 @@ def make_config(settings: AdapterSettings) -> Any:
 def trained_whole(model: nn.Module, new: Collection[str]) -> list[str]:
     """Modules that are trained and saved as they are: the head, and what was not in the weights.
 
-    DistilBERT's head has two layers, of which peft alone would leave the first one random for ever.
+    DistilBERT's head has two layers, of which peft alone would leave the first one random for ever. A layer that is
+    tied to the embeddings is left out, with its bias: peft would train a copy of it that is tied no more.
 
     Args:
         model: Without adapter.
         new: Names of parameters that were not in the weights.
     """
     head = head_parameter_names(model)
-    names = [n.split(".")[0] for n in head_in_order(model, head)]
-    names += [n.rpartition(".")[0] for n in new if n not in head]
+    trained = {id(p) for n, p in model.named_parameters(remove_duplicate=False) if n in head or n in new}
+
+    def is_own(path: str) -> bool:
+        return all(id(p) in trained for p in model.get_submodule(path).parameters())
+
+    names = [next(filter(is_own, paths_to(n)), "") for n in head_in_order(model, head)]
+    names += [path for n in new if n not in head and (path := n.rpartition(".")[0]) and is_own(path)]
     return list(dict.fromkeys(n for n in names if n))
+
+
+def paths_to(parameter: str) -> list[str]:
+    """The modules that hold a parameter, the outermost first.
+
+    >>> paths_to("cls.transform.dense.bias")
+    ['cls', 'cls.transform', 'cls.transform.dense']
+    """
+    parts = parameter.split(".")[:-1]
+    return [".".join(parts[: i + 1]) for i in range(len(parts))]
 
 
 def head_in_order(model: nn.Module, head: Collection[str]) -> list[str]:
