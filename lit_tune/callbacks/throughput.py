@@ -45,11 +45,11 @@ class Throughput:
         """Count a batch; the token count stays on the device, so that no step waits for it."""
         if batch["is_filler"]:
             return
-        ids, mask = batch["input_ids"], batch.get("attention_mask")
+        mask = batch.get("attention_mask")
+        positions = batch["position_ids"] if mask is None else mask  # packed documents are told apart by these alone
         self.examples += len(batch["example_ids"])
-        self.positions += ids.numel()
-        # packed documents are told apart by their positions, and have no mask
-        self.tokens = self.tokens + (mask.sum() if mask is not None else batch["aside"]["num_tokens"].sum())
+        self.positions += positions.numel()
+        self.tokens = self.tokens + (batch["aside"]["num_tokens"] if mask is None else mask).sum()
 
     def counts(self, device: torch.device) -> torch.Tensor:
         """(3,) int64 since the last reading: examples, tokens, positions; to be summed over the ranks."""

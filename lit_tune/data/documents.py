@@ -186,12 +186,13 @@ def target_counts(documents: StoredDocuments) -> np.ndarray:
     lists = documents.lists(IDS)
     counts = np.zeros(0, dtype=np.int64)
     for number, items in enumerate(lists.chunks):
-        mine = np.flatnonzero((lists.chunk_of == number) & (lists.ends > lists.starts))
-        is_target = np.ones(len(items), dtype=bool)
+        firsts = lists.starts[(lists.chunk_of == number) & (lists.ends > lists.starts)]
+        targets = items
         if IS_TARGET in documents.column_names:
             is_target = documents.lists(IS_TARGET).chunks[number] != 0
-        is_target[lists.starts[mine]] = False
-        found = np.bincount(items[is_target])
+            targets, firsts = items[is_target], firsts[is_target[firsts]]
+        found = np.bincount(targets)
+        found -= np.bincount(items[firsts], minlength=len(found))
         counts = np.pad(counts, (0, max(0, len(found) - len(counts))))
         counts[: len(found)] += found
     return counts

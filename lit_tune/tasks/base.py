@@ -181,8 +181,7 @@ class Task(ABC):
         return None
 
     def hold_out(self, train: Split, fraction: float, seed: int, spec: Spec) -> tuple[Split, Split]:
-        """Cut a part from train for validation; default: rows, so that ``strata`` keep their shares, or
-        whole ``groups``.
+        """Cut a part from train for validation; default: rows by ``strata``, or whole ``groups``.
 
         Args:
             train: The whole raw split.

@@ -55,6 +55,16 @@ def test_rates_are_counts_over_seconds(clock):
     assert counter.read(counter.counts(CPU), CPU)["perf/examples_per_second"] == 0  # it started again
 
 
+def test_packed_documents_are_counted_without_a_mask(clock):
+    counter = Throughput()
+    aside = {"num_tokens": torch.tensor([8, 3])}
+    counter.add({"position_ids": torch.zeros(2, 8), "aside": aside, "is_filler": torch.tensor(False)})
+    clock.now += 1.0
+    rates = counter.read(counter.counts(CPU), CPU)
+    assert rates["perf/tokens_per_second"] == 11
+    assert rates["perf/padding_fraction"] == 1 - 11 / 16
+
+
 def test_counts_of_several_ranks_add_up(clock):
     one, two = Throughput(), Throughput()
     one.add(batch([3, 5], 5))

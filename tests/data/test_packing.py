@@ -123,8 +123,8 @@ def test_targets_are_counted_without_the_first_tokens():
     table = datasets.concatenate_datasets(
         [datasets.Dataset.from_list(rows), datasets.Dataset.from_list([{"input_ids": [9, 5]}])]
     )
-    assert target_counts(StoredDocuments(table)).tolist() == [0, 2, 1, 0, 0, 1]
+    assert np.trim_zeros(target_counts(StoredDocuments(table)), "b").tolist() == [0, 2, 1, 0, 0, 1]
     some = datasets.Dataset.from_list(
         [{"input_ids": [5, 1, 1], "is_target": [1, 0, 1]}, {"input_ids": [2], "is_target": [1]}]
     )
-    assert target_counts(StoredDocuments(some)).tolist() == [0, 1]
+    assert np.trim_zeros(target_counts(StoredDocuments(some)), "b").tolist() == [0, 1]
