@@ -59,6 +59,19 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "max_length": 192,
         "limits": {"train": 400, "val": 60},
     },
+    "wikitext2": {
+        "class_path": "MaskedLM",
+        "task": {},
+        "lr": 5e-4,
+        "epochs": 1,
+        "max_length": 64,
+        "files": {
+            "train": "text/wikitext2_train.txt",
+            "val": "text/wikitext2_test.txt",
+            "test": "text/wikitext2_test.txt",
+        },
+        "lines": {"train": (0, 1200), "val": (0, 300), "test": (300, 900)},
+    },
 }
 
 
@@ -66,7 +79,14 @@ def files_of(name: str, data: Path, scratch: Path) -> dict[str, str]:
     """The files of a data set; splits that its settings limit are cut once, so that both peers see the same rows."""
     settings = SETTINGS[name]
     folder = data / settings.get("folder", name)
-    files = {s: folder / f"{s}.{settings['suffix']}" for s in ("train", "val", "test")}
+    if "files" in settings:
+        files = {s: data / path for s, path in settings["files"].items()}
+    else:
+        files = {s: folder / f"{s}.{settings['suffix']}" for s in ("train", "val", "test")}
+    for split, (start, stop) in settings.get("lines", {}).items():
+        lines = files[split].read_text(encoding="utf-8").split("\n")[start:stop]
+        files[split] = scratch / f"{split}{files[split].suffix}"
+        files[split].write_text("\n".join(lines), encoding="utf-8")
     for split, limit in settings.get("limits", {}).items():
         with files[split].open(encoding="utf-8") as file:
             lines = file.readlines()  # jsonl: a row is a line
@@ -112,6 +132,7 @@ HF_SIDES = {
     "TokenClassification": "quality_hf_tagger",
     "MultipleChoice": "quality_hf_choices",
     "QuestionAnswering": "quality_hf_answers",
+    "MaskedLM": "quality_hf_masked",
 }
 """Task -> the script that does the same with HF Trainer."""
 PEERS = {"lit_tune": run_lit_tune, "hf_trainer": run_hf_trainer}
@@ -119,6 +140,7 @@ HEADLINE = {
     "wnut17": ("f1", "precision", "recall"),
     "codah": ("accuracy", "loss"),
     "xquad_en": ("f1", "exact_match"),
+    "wikitext2": ("loss", "perplexity"),
     "goemotions": ("f1_micro", "f1_macro"),
     "sick_regression": ("pearson", "spearman", "mse"),
 }
