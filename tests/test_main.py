@@ -50,6 +50,7 @@ def test_the_overview_lists_every_verb(capsys):
     assert all(len(line) <= 120 for line in text.splitlines())
 
 
+@pytest.mark.slow
 def test_the_import_error_of_a_config_is_exit_2_without_traceback():
     done = run("fit", "--optimizer.lr", "abc", "--data.train", "a.csv", "--model.model_name_or_path", "m")
     assert done.returncode == 2

@@ -193,6 +193,7 @@ def test_balanced_accuracy_leaves_out_a_class_that_is_only_predicted():
     assert values["recall_macro"] == pytest.approx((1 + 1 / 3 + 0) / 3)
 
 
+@pytest.mark.slow
 def test_with_very_many_classes_counts_give_the_scores_without_a_matrix():
     num_classes = MAX_MATRIX_CLASSES + 1
     logits, target = single_label_rows(300, num_classes)

@@ -199,6 +199,7 @@ def test_what_cannot_be_trained_is_told_before_weights_are_loaded(files, tmp_pat
     assert "new weights" not in message
 
 
+@pytest.mark.slow
 def test_a_run_with_an_adapter_goes_on_bit_for_bit(files, tmp_path):
     """With dropout in the base and in the adapter; from the end of an epoch, and from the middle of one."""
     make_tiny_model(tmp_path / "model", dropout=0.3)

@@ -559,6 +559,7 @@ for dataset, streaming in (("org/tiny", False), ("org/tiny", True), ("org/gated"
 """
 
 
+@pytest.mark.slow
 def test_the_hub_is_read_and_not_found_gated_and_offline_are_told_apart(tmp_path):
     for part in ("train", "validation"):
         datasets.Dataset.from_dict({"text": ["a", part]}).to_parquet("part.parquet")

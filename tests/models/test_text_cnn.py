@@ -118,7 +118,7 @@ def finished(folder) -> Path:
     run = folder / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LIT_TUNE_CACHE", str(folder / "cache"))
-        assert main(["fit", *options(folder, run, "--trainer.max_epochs", "12")]) == 0
+        assert main(["fit", *options(folder, run, "--trainer.max_epochs", "5")]) == 0
     return run
 
 
