@@ -166,7 +166,6 @@ class CausalLM(Task):
         return score_tokens(model, batch)
 
     def scores(self, outputs: TokenScores) -> Tensor:
-        assert outputs.logits is not None
         return outputs.logits[:, :EXPORT_POSITIONS]
 
     def loss(self, outputs: TokenScores, batch: Batch, spec: Spec) -> tuple[Tensor, Tensor]:

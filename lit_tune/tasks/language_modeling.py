@@ -23,36 +23,33 @@ EXPORT_POSITIONS = 64
 """Positions of a row whose logits are compared after an export: all of 8 rows of 512 with a vocabulary of 128,000 would
 be 2 GB."""
 
+LOGITS_AT_ONCE = 2**28
+"""Logits that are in memory at a time where nothing is trained: 1 GB in float32, and as much for their loss."""
+
 
 class TokenScores:
     """What a model says about the tokens of a batch.
 
-    Losses are computed once, for whoever asks first: the loss, or the metrics after it. Whoever computes them in parts,
-    so that the logits of a whole batch never stand in memory, gives them instead of the logits.
+    Losses are computed once, for whoever asks first: the loss, or the metrics after it.
 
     Args:
         labels: (B, T) the token to predict at each position, or -100.
         logits: (B, T, V).
-        losses: (B, T) where there are no logits.
     """
 
-    def __init__(self, labels: Tensor, logits: Tensor | None = None, losses: Tensor | None = None) -> None:
-        self.labels, self.given = labels, losses
+    def __init__(self, labels: Tensor, logits: Tensor) -> None:
+        self.labels = labels
         # virtual tokens of an adapter stand before the row
-        self.logits = logits[:, -labels.shape[1] :] if logits is not None else None
+        self.logits = logits[:, -labels.shape[1] :]
 
     @cached_property
     def losses(self) -> Tensor:
         """(B, T) in nats, 0 where nothing is predicted."""
-        if self.given is not None:
-            return self.given
-        assert self.logits is not None
         return token_losses(self.logits, self.labels)
 
-    @property
+    @cached_property
     def is_right(self) -> Tensor:
         """(B, T) whether the likeliest token is the one."""
-        assert self.logits is not None
         return self.logits.argmax(-1) == self.labels
 
     @property
@@ -60,23 +57,38 @@ class TokenScores:
         """(Summed loss, predicted tokens)."""
         return self.losses.sum(), (self.labels >= 0).sum().to(self.losses.dtype)
 
+    @classmethod
+    def join(cls, some: list["TokenScores"]) -> "TokenScores":
+        """Those of several parts of a batch, with the logits of the first positions alone."""
+        labels = torch.cat([part.labels for part in some])
+        joined = cls(labels, torch.cat([part.logits[:, :EXPORT_POSITIONS] for part in some]))
+        joined.losses = torch.cat([part.losses for part in some])
+        joined.is_right = torch.cat([part.is_right for part in some])
+        return joined
+
+    def slim(self) -> "TokenScores":
+        """The same without most of the logits."""
+        return self.join([self])
+
 
 def score_tokens(model: PreTrainedModel, batch: Batch) -> TokenScores:
     """Run the model on blocks, or on documents that were cut into rows.
 
-    Of those, only so many at a time as there are documents: one may be a book.
+    Where nothing is trained the rows go through it a few at a time, so that the logits of 64 rows never stand in memory
+    (6 GB of GPT-2's, with 512 tokens); of documents at most as many rows as there are documents: one may be a book.
     """
     inputs = {name: tensor for name, tensor in batch.items() if name not in BOOKKEEPING}
-    labels, at_once = batch["labels"], len(batch["example_ids"])
-    if torch.is_grad_enabled() or len(labels) <= at_once:
-        # with a cache transformers would not look for packed documents
+    labels, vocabulary = batch["labels"], model.config.get_text_config().vocab_size
+    # with a cache transformers would not look for packed documents
+    if torch.is_grad_enabled():
         return TokenScores(labels, model(**inputs, use_cache=False).logits)
-    losses = []
+    at_once = min(len(batch["example_ids"]), max(1, LOGITS_AT_ONCE // (labels.shape[1] * vocabulary)))
+    some = []
     for start in range(0, len(labels), at_once):
         rows = slice(start, start + at_once)
-        some = {name: tensor[rows] for name, tensor in inputs.items()}
-        losses.append(TokenScores(labels[rows], model(**some, use_cache=False).logits).losses)
-    return TokenScores(labels, losses=torch.cat(losses))
+        logits = model(**{name: tensor[rows] for name, tensor in inputs.items()}, use_cache=False).logits
+        some.append(TokenScores(labels[rows], logits).slim())
+    return TokenScores.join(some)
 
 
 def with_unigram_baseline(train: datasets.Dataset, spec: Spec) -> Spec:

@@ -18,6 +18,7 @@ from lit_tune.data.split import Split
 from lit_tune.errors import ConfigError, DataError, ModelError
 from lit_tune.metrics import scalars
 from lit_tune.models.text_reader import TextReader
+from lit_tune.tasks import language_modeling
 from lit_tune.tasks.base import Spec
 from lit_tune.tasks.causal_lm import PROBLEM, CausalLM
 from lit_tune.tasks.language_modeling import TokenScores
@@ -108,6 +109,27 @@ def test_loss_and_metrics_are_those_of_each_document_alone(folder, packing, max_
     assert set(found) | {"loss"} == set(task.metric_names(SPEC))
     if packing and max_length == 64 and not options:
         assert widths <= 1.3 * sum(map(len, rows["input_ids"]))
+
+
+def test_evaluation_in_parts_changes_nothing_and_keeps_no_logits(llama, monkeypatch):
+    model, rows, task = loaded(llama), encoded(llama, TEXTS), CausalLM()
+    monkeypatch.setattr(language_modeling, "EXPORT_POSITIONS", 5)
+    batch = next(batches(task, llama, rows, 12, size=8))
+    with torch.no_grad():
+        whole = task.forward(model, batch)
+        monkeypatch.setattr(language_modeling, "LOGITS_AT_ONCE", 3 * 12 * 22)
+        shapes = []
+        handle = model.register_forward_hook(lambda module, given, outputs: shapes.append(outputs.logits.shape[0]))
+        parts = task.forward(model, batch)
+        handle.remove()
+    assert shapes == [3, 3, 2]
+    assert torch.allclose(parts.losses, whole.losses, rtol=0, atol=1e-12)
+    assert torch.equal(parts.is_right, whole.is_right)
+    assert task.scores(parts).shape == (8, 5, 22)
+    trained = task.forward(model, batch)
+    assert trained.losses.requires_grad
+    assert torch.allclose(task.scores(parts), trained.logits[:, :5], rtol=0, atol=1e-12)
+    assert torch.allclose(trained.losses, parts.losses, rtol=0, atol=1e-12)
 
 
 def test_accuracy_is_the_share_of_tokens_that_were_the_likeliest(llama):
