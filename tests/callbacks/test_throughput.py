@@ -58,7 +58,8 @@ def test_rates_are_counts_over_seconds(clock):
 def test_packed_documents_are_counted_without_a_mask(clock):
     counter = Throughput()
     aside = {"num_tokens": torch.tensor([8, 3])}
-    counter.add({"position_ids": torch.zeros(2, 8), "aside": aside, "is_filler": torch.tensor(False)})
+    packed = {"position_ids": torch.zeros(2, 8), "aside": aside, "example_ids": [0, 1]}
+    counter.add({**packed, "is_filler": torch.tensor(False)})
     clock.now += 1.0
     rates = counter.read(counter.counts(CPU), CPU)
     assert rates["perf/tokens_per_second"] == 11
