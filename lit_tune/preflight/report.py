@@ -80,8 +80,9 @@ class Report:
         for name, found in self.tokens.items():
             of = f" of {found.num_rows:,} rows" if self.is_sample else ""
             mean = found.num_tokens / max(1, found.num_rows)
-            cut = f"{found.num_cut_tokens / max(1, found.num_tokens):.1%} cut at {self.max_length}"
-            lines.append(f"tokens   {name}: mean {mean:.1f}, longest {found.longest:,}{of}, {cut}")
+            share = f", {found.num_cut_tokens / found.num_tokens:.1%} cut at {self.max_length}"
+            cut = share if found.num_cut_tokens else ", none cut"
+            lines.append(f"tokens   {name}: mean {mean:.1f}, longest {found.longest:,}{of}{cut}")
         return lines
 
     def model_lines(self) -> list[str]:
