@@ -113,6 +113,7 @@ def test_what_was_found_is_used_when_the_run_goes_on(files, tmp_path, capsys):
     assert manifest(run)["steps"] == STEPS // 2 * 3
 
 
+@pytest.mark.slow
 def test_a_validation_that_needs_too_much_is_cut_smaller_too(files, tmp_path):
     run = tmp_path / "run"
     fault = {**ALWAYS, "above_rows": 4, "while_training": False}

@@ -44,6 +44,7 @@ STREAM = {"streaming": True, "probe_size": 10}
 # --- workers ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_workers_that_stay_over_epochs_change_no_number(tiny_model_dir, rows_jsonl):
     data = {"train": rows_jsonl, "val": rows_jsonl}
     here = fit(tiny_model_dir, data, batch=8)

@@ -55,6 +55,7 @@ def test_a_rank_that_dies_interrupts_rank_zero_with_its_last_words_and_its_code(
     assert "train.csv:7: no label" in done.stdout
 
 
+@pytest.mark.slow
 def test_of_several_the_one_that_the_others_died_of_is_named():
     lost = f"{TELL} tell_rank_zero('{CONNECTION_LOST}'); sys.exit(5)"
     done = run(f"""

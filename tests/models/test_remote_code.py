@@ -59,6 +59,7 @@ def fit(model: str) -> list[str]:
     return [f"--{key}={value}" for key, value in options.items()]
 
 
+@pytest.mark.slow
 def test_a_folders_code_runs_with_the_flag_alone_also_where_the_run_is_used_later(run, own_model):
     refused = run("fit", *fit("model"))
     assert (refused.code, executed(refused)) == (4, [])

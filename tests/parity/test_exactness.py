@@ -26,7 +26,13 @@ def compare(reference, other, tolerance):
         assert torch.allclose(weight, other.weights[name], rtol=0, atol=100 * tolerance), name
 
 
-@pytest.mark.parametrize("case", CASES)
+LIKE_ANOTHER = {"balanced", "smoothed and weighted"}
+"""Weights that are found otherwise, and two settings together: in make test-slow."""
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow) if case in LIKE_ANOTHER else case for case in CASES]
+)
 def test_any_cut_gives_the_same_gradient_in_float64(case, problems, tiny_model_dir, tmp_path):
     problem, task = CASES[case]
     data = {"train": str(problems[problem])}
@@ -37,7 +43,9 @@ def test_any_cut_gives_the_same_gradient_in_float64(case, problems, tiny_model_d
 
 
 @pytest.mark.ddp
-@pytest.mark.parametrize("case", ["class weights", "multi-label", "regression"])
+@pytest.mark.parametrize(
+    "case", ["class weights", *(pytest.param(c, marks=pytest.mark.slow) for c in ("multi-label", "regression"))]
+)
 def test_two_ranks_give_the_same_gradient(case, problems, tiny_model_dir, tmp_path):
     problem, task = CASES[case]
     data = {"train": str(problems[problem])}

@@ -233,6 +233,7 @@ def test_the_newest_checkpoint_that_is_whole_is_taken_and_the_loss_is_said(runs,
     assert killed.read()["steps"] == STEPS
 
 
+@pytest.mark.slow
 def test_other_data_is_exit_7_and_leaves_the_run_as_it_was(runs, tmp_path, capsys):
     data = tmp_path / "train.jsonl"
     shutil.copy(runs.folder / "train.jsonl", data)
@@ -247,6 +248,7 @@ def test_other_data_is_exit_7_and_leaves_the_run_as_it_was(runs, tmp_path, capsy
     assert run.read()["steps"] == 9
 
 
+@pytest.mark.slow
 def test_a_killed_run_keeps_its_config_where_it_cannot_go_on(runs, tmp_path, capsys):
     data = tmp_path / "train.jsonl"
     shutil.copy(runs.folder / "train.jsonl", data)

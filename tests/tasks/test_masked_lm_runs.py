@@ -198,6 +198,7 @@ def test_guesses_are_those_of_the_pipeline_in_input_order(finished, files, tmp_p
     ]
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_equals_one_that_was_never_interrupted(files, tmp_path):
     model = make_tiny_model(tmp_path / "model", dropout=0.3, mask=True)
     options = {
