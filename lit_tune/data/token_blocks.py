@@ -5,8 +5,8 @@ from typing import Any
 
 import datasets
 import numpy as np
-import pyarrow as pa
 
+from lit_tune.data.documents import StoredDocuments
 from lit_tune.data.units import WholeRows, list_lengths
 
 
@@ -32,11 +32,11 @@ class TokenBlocks:
         self.texts = np.flatnonzero(lengths)
         """(N,) numbers of the rows that are not empty."""
         self.length = length
-        self.lists = [(TokenLists(rows, column), separator) for column, separator in columns.items()]
-        between = 0 if None in columns.values() else 1
-        self.ends = np.cumsum(lengths[self.texts] + between)
+        self.stored, self.columns = StoredDocuments(rows), dict(columns)
+        self.between = 0 if None in columns.values() else 1
+        self.ends = np.cumsum(lengths[self.texts] + self.between)
         """(N,) tokens of each text with its separator, and of those before it."""
-        self.total = max(0, int(self.ends[-1]) - between) if len(self.ends) else 0
+        self.total = max(0, int(self.ends[-1]) - self.between) if len(self.ends) else 0
 
     def __len__(self) -> int:
         return -(-self.total // self.length)
@@ -50,54 +50,18 @@ class TokenBlocks:
         end = min(end, self.total)
         first, last = np.searchsorted(self.ends, (start, end - 1), side="right").tolist()
         found = {}
-        for lists, separator in self.lists:
+        for column, separator in self.columns.items():
             parts = []
             for text in range(first, last + 1):
                 begins = int(self.ends[text - 1]) if text else 0
                 size = int(self.ends[text]) - begins
-                items = lists.read(int(self.texts[text]))[max(0, start - begins) : end - begins]
+                items = self.stored.read(
+                    column, int(self.texts[text]), max(0, start - begins), min(end - begins, size - self.between)
+                )
                 is_whole = end - begins >= size and text + 1 < len(self.ends)
                 parts.append(np.append(items, separator) if separator is not None and is_whole else items)
-            found[lists.column] = np.concatenate(parts)
+            found[column] = np.concatenate(parts)
         return found
-
-
-class TokenLists:
-    """A column of lists, read as they lie on the disk: a row may be a book, of which one block is wanted.
-
-    Args:
-        rows: Encoded features, memory-mapped.
-        column: Its name.
-    """
-
-    def __init__(self, rows: datasets.Dataset, column: str) -> None:
-        self.rows, self.column = rows, column
-        self._views: tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]], np.ndarray | None] | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_views": None}  # made again where it arrives: views would be copied
-
-    def read(self, row: int) -> np.ndarray:
-        """(T,) the items of a row, not copied."""
-        if self._views is None:
-            chunks = self.rows.data.column(self.column).chunks
-            chosen: Any = self.rows._indices
-            self._views = (
-                np.cumsum([len(chunk) for chunk in chunks]),
-                [_views(chunk) for chunk in chunks],
-                None if chosen is None else chosen.column(0).to_numpy(),
-            )
-        ends, views, numbers = self._views
-        row = row if numbers is None else int(numbers[row])
-        chunk = int(np.searchsorted(ends, row, side="right"))
-        items, offsets = views[chunk]
-        place = row - (int(ends[chunk - 1]) if chunk else 0)
-        return items[offsets[place] : offsets[place + 1]]
-
-
-def _views(chunk: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
-    """Items and offsets of one piece of a column."""
-    return chunk.values.to_numpy(zero_copy_only=False), chunk.offsets.to_numpy()
 
 
 class TextRows:
