@@ -133,7 +133,7 @@ class TokenizedDataModule(L.LightningDataModule):
             max_length,
             dict(config_overrides),
             num_texts=len(task.input_columns()),
-            reads_words=task.reads_words,
+            prepare=task.prepare_tokenizer,
             usual_max_length=task.usual_max_length,
         )
         self.preparation = Preparation(

@@ -90,6 +90,7 @@ class FineTuneModule(L.LightningModule):
         self.schedule_settings = ScheduleSettings(**dict(lr_schedule or {}))
 
         self.spec: Spec | None = None
+        self.tokenizer: Any = None
         self.model: PreTrainedModel | None = None
         self.base_reference: Reference = {}
         """Hashes of the weights that an adapter lies on."""
@@ -107,8 +108,8 @@ class FineTuneModule(L.LightningModule):
     # ---- building ----------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Take the spec from the datamodule, which has read the labels by now."""
-        self.spec = self.trainer.datamodule.spec  # type: ignore[attr-defined]
+        """Take spec and tokenizer from the datamodule, which has read the labels by now."""
+        self.spec, self.tokenizer = self.trainer.datamodule.spec, self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
         assert self.spec is not None
         self.hparams["spec"] = self.spec.to_dict()  # plain types: a checkpoint loads with weights_only=True
 
@@ -124,8 +125,8 @@ class FineTuneModule(L.LightningModule):
         fitting = self._trainer is None or self.trainer.state.fn == "fit"
         made = assemble(self.task.auto_class, self.recipe, config, fitting)
         self.model, self.base_reference, self.new_parameters = made
-        self.task.check_model(self.model)
-        self.evaluation = Evaluation(self.task, self.spec, (*VAL_STAGES, "test"))
+        self.task.prepare_model(self.model, self.tokenizer)
+        self.evaluation = Evaluation(self.task, self.spec, (*VAL_STAGES, "test"), self.tokenizer)
         if self.compile_model:
             self.model.compile()  # in place: names in checkpoints and exports stay those of transformers
 
@@ -139,8 +140,8 @@ class FineTuneModule(L.LightningModule):
         """The model's config with labels, overrides and a pad token."""
         config = load.load_config(self.model_name, self.revision, self.config_overrides)
         self.task.configure(config, spec)
-        if self._trainer is not None:
-            load.fit_to_tokenizer(self.trainer.datamodule.tokenizer, config)  # type: ignore[attr-defined]
+        if self.tokenizer is not None:
+            load.fit_to_tokenizer(self.tokenizer, config)
         return config
 
     @property
@@ -294,9 +295,8 @@ class FineTuneModule(L.LightningModule):
         """Add a batch to a stage's sums; a filler takes part in nothing."""
         if batch["is_filler"]:
             return
-        assert self.model is not None
         try:
-            self.evaluation.add(stage, self.task.forward(self.model, batch), batch)
+            self.evaluation.add(stage, self.model, batch)
         except Exception as error:
             self.reraise(error, stage, batch)
 
@@ -335,13 +335,10 @@ class FineTuneModule(L.LightningModule):
         """One record per row; none for a filler."""
         if batch["is_filler"]:
             return []
-        assert self.spec is not None
-        assert self.model is not None
         try:
-            records = self.task.decode(self.task.forward(self.model, batch), batch, self.spec)
+            return self.evaluation.records(self.model, batch)
         except Exception as error:
             self.reraise(error, "predict", batch)
-        return [{"row": row, **record} for row, record in zip(batch["example_ids"], records, strict=True)]
 
     # ---- what callbacks ask ----------------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """The run directory: what lies where, and the manifest that says what happened.
 
-config.yaml manifest.json metrics.jsonl run.log tensorboard/ checkpoints/ best/ predictions.jsonl test_metrics.json
+config.yaml manifest.json metrics.jsonl samples.jsonl run.log tensorboard/ checkpoints/ best/ predictions.jsonl
+test_metrics.json
 """
 
 import errno
@@ -26,6 +27,7 @@ LOCK_NAME = ".lock"
 ARTEFACTS = (
     "config.yaml",
     "metrics.jsonl",
+    "samples.jsonl",
     "run.log",
     "tensorboard",
     "csv",
@@ -59,6 +61,7 @@ class RunDir:
         self.config = self.path / "config.yaml"
         self.manifest = self.path / "manifest.json"
         self.metrics = self.path / "metrics.jsonl"
+        self.samples = self.path / "samples.jsonl"
         self.log = self.path / "run.log"
         self.checkpoints = self.path / "checkpoints"
         self.best = self.path / "best"

@@ -20,6 +20,7 @@ from lit_tune.callbacks.metric_log import MetricLog
 from lit_tune.callbacks.overfit_detector import OverfitCallback
 from lit_tune.callbacks.progress import RunProgress
 from lit_tune.callbacks.run_record import RunRecord
+from lit_tune.callbacks.sample_log import SampleLog
 from lit_tune.checkpointing.durable_io import DurableCheckpointIO
 from lit_tune.checkpointing.exact_resume import ExactResume
 from lit_tune.checkpointing.free_space import FreeSpace
@@ -67,6 +68,7 @@ def build_trainer(config: Namespace, verb: str, config_yaml: str, start: Start) 
         *progress,
         Divergence(),
         overfit,
+        SampleLog(run.samples),
         *build_early_stopping(**early_stopping),
         *users_callbacks,
         GracefulStop(),

@@ -1,7 +1,7 @@
 """How a model reads text: its tokenizer, its config, and how many tokens it can take. No weights."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -10,13 +10,17 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from lit_tune.errors import ConfigError, ModelError
 from lit_tune.models import text_cnn
-from lit_tune.models.load import load_config, load_tokenizer, mark_words, set_pad_token
+from lit_tune.models.load import load_config, load_tokenizer, set_pad_token
 from lit_tune.models.positions import max_positions
 from lit_tune.models.word_tokenizer import learn_words, of_words
 
 log = logging.getLogger("lit_tune")
 DEFAULT_MAX_LENGTH = 512
 """Attention costs the square of the length; longer texts are a decision to take, not a default."""
+
+
+def as_it_is(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Nothing is set."""
 
 
 @dataclass
@@ -30,7 +34,7 @@ class TextReader:
         max_length_given: ``data.max_length``.
         config_overrides: ``model.config_overrides``: they may change how many tokens the model takes.
         num_texts: Texts that are read together, each of which wants a token at least.
-        reads_words: The tokenizer is given lists of words.
+        prepare: Sets what the task needs of the tokenizer.
         usual_max_length: What ``max_length`` is where nothing is given and the model takes so many.
     """
 
@@ -40,7 +44,7 @@ class TextReader:
     max_length_given: int | None = None
     config_overrides: dict[str, Any] = field(default_factory=dict)
     num_texts: int = 1
-    reads_words: bool = False
+    prepare: Callable[[PreTrainedTokenizerBase], None] = as_it_is
     usual_max_length: int = DEFAULT_MAX_LENGTH
 
     @property
@@ -89,8 +93,7 @@ class TextReader:
             tokenizer = load_tokenizer(self.tokenizer_name, key="data.tokenizer")
         else:
             tokenizer = load_tokenizer(self.model_name, self.revision)
-        if self.reads_words:
-            mark_words(tokenizer)
+        self.prepare(tokenizer)
         if said := set_pad_token(tokenizer, self.config):
             log.info(said)
         embedded = getattr(self.config, "vocab_size", None)

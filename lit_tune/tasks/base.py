@@ -103,10 +103,6 @@ class Task(ABC):
     label_key: ClassVar[str] = "label_column"
     """The init argument that names the column with the labels, for advice."""
 
-    reads_words: ClassVar[bool] = False
-    """Whether ``encode`` gives the tokenizer lists of words: a tokenizer that tells the beginning of a word by the
-    space before it then takes each of them for one."""
-
     skips_empty: ClassVar[bool] = False
     """Whether rows without a text are left out, so that they are no fault: the blank lines of a book."""
 
@@ -235,8 +231,21 @@ class Task(ABC):
         """What ``predict`` draws batches from: one record is made of each. Default: as in evaluation."""
         return self.units(rows, False, reader)
 
-    def check_model(self, model: PreTrainedModel) -> None:  # noqa: B027 - many tasks take any model
-        """Refuse a model that cannot do what the task needs; called once its weights are there.
+    def prepare_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:  # noqa: B027 - most take it as it is
+        """Set what the task needs of a tokenizer; it is saved with the model.
+
+        Raises:
+            ModelError: It lacks something.
+        """
+
+    def prepare_model(  # noqa: B027 - many tasks take any model as it is
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
+    ) -> None:
+        """Refuse a model that cannot do what the task needs, and set what is saved with it; its weights are there.
+
+        Args:
+            model: The model.
+            tokenizer: Of the run; None without one.
 
         Raises:
             ModelError: It cannot.
@@ -258,6 +267,20 @@ class Task(ABC):
     def forward(self, model: PreTrainedModel, batch: Batch) -> Any:
         """Run the model without labels."""
         return model(**{k: v for k, v in batch.items() if k not in BOOKKEEPING})
+
+    def evaluate(self, model: PreTrainedModel, batch: Batch, tokenizer: PreTrainedTokenizerBase) -> Any:
+        """What ``loss``, ``update_metrics`` and ``decode`` are given where nothing is trained; default: ``forward``.
+
+        Args:
+            model: In eval mode, without gradients.
+            batch: Of an evaluated split, or of the rows to predict.
+            tokenizer: For tasks that write texts.
+        """
+        return self.forward(model, batch)
+
+    def samples(self, outputs: Any, batch: Batch) -> list[dict[str, str]]:
+        """What a person wants to read of an evaluated batch: texts by what they are, such as ``written``."""
+        return []
 
     def scores(self, outputs: Any) -> torch.Tensor:
         """All that the model has computed, as one tensor: by it an export is compared with the weights in memory."""

@@ -152,7 +152,7 @@ class CausalLM(Task):
     def collator(self, padding: Padding, spec: Spec) -> Collator:
         return BlockCollator(padding)
 
-    def check_model(self, model: PreTrainedModel) -> None:
+    def prepare_model(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> None:
         if not self.packing:
             return
         if why_not := why_not_packed(model.config):

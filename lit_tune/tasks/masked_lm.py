@@ -102,7 +102,7 @@ class MaskedLM(Task):
     def spec_of_model(self, model_config: PretrainedConfig) -> Spec:
         return Spec(PROBLEM, unit="token")
 
-    def check_model(self, model: PreTrainedModel) -> None:
+    def prepare_model(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> None:
         if model.config.is_encoder_decoder:
             raise ModelError(
                 f"{type(model).__name__} has a decoder, which would see what is hidden",

@@ -3,7 +3,6 @@
 Shapes: B sentences, T tokens, W words, C tags.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -29,9 +28,10 @@ from lit_tune.metrics.entities import (
     find_spans,
     read_tag_set,
 )
+from lit_tune.models.load import mark_words
 from lit_tune.tasks.base import Batch, Collator, Features, Rows, Spec, Task
 from lit_tune.tasks.classification_head import class_weights, head_labels, keep_head
-from lit_tune.tasks.entity_report import entity_report
+from lit_tune.tasks.entity_report import entity_report, sentence_record
 from lit_tune.tasks.word_tokens import UNREAD, token_labels, tokenize_words
 
 PROBLEM = "token_classification"
@@ -63,7 +63,7 @@ class TokenClassification(Task):
     auto_class = AutoModelForTokenClassification
     pipeline = "token-classification"
     input_key, label_key = "tokens_column", "tags_column"
-    reads_words = needs_offsets = True
+    needs_offsets = True
 
     def __init__(
         self,
@@ -86,6 +86,9 @@ class TokenClassification(Task):
         self.scheme, self.strict = scheme, strict
         self.class_weights = class_weights
         self.label_smoothing, self.focal_gamma = label_smoothing, focal_gamma
+
+    def prepare_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        mark_words(tokenizer)
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -308,7 +311,7 @@ class TokenClassification(Task):
         parts = (tags, of_words(best.values, starts, 0.0), spans.begins, spans.ends, spans.types)
         rows = zip(batch["aside"]["words"], *(part.cpu().numpy() for part in parts), strict=True)
         names = [*spec.label_names, OUTSIDE_TAG]  # -1 is the last
-        return [record(words, row, names, meaning.type_names) for words, *row in rows]
+        return [sentence_record(words, row, names, meaning.type_names) for words, *row in rows]
 
     def report(self, metrics: dict[str, Any], spec: Spec) -> str:
         return entity_report(metrics, spec)
@@ -317,33 +320,3 @@ class TokenClassification(Task):
 def of_words(on_tokens: Tensor, word_starts: Tensor, otherwise: float) -> Tensor:
     """What the first token of each word has (B, W), from (B, T); ``otherwise`` for words without a token."""
     return torch.where(word_starts >= 0, on_tokens.gather(1, word_starts.clamp(min=0)), otherwise)
-
-
-def record(words: list[str], row: list[np.ndarray], names: list[str], types: Sequence[str]) -> dict[str, Any]:
-    """What is predicted for a sentence.
-
-    Args:
-        words: Its words.
-        row: (W,) each: tags, their probabilities; where entities begin, end, and of which type.
-        names: Tags in the order of their ids, and at the end that of words that are not read.
-        types: Names of the entity types.
-    """
-    tags, scores, begins, ends, kinds = row
-    tags, is_read = tags[: len(words)], tags[: len(words)] != UNREAD
-    found = [
-        {
-            "type": types[kinds[start]],
-            "text": " ".join(words[start : ends[start]]),
-            "start": start,
-            "end": int(ends[start]),
-            "score": float(scores[start : ends[start]].mean(dtype=np.float64)),
-        }
-        for start in np.flatnonzero(begins).tolist()
-    ]
-    score = float(scores[: len(words)][is_read].mean(dtype=np.float64)) if is_read.any() else 0.0
-    return {
-        "entities": found,
-        "tags": [names[tag] for tag in tags],
-        "score": score,
-        "unread_words": int((~is_read).sum()),
-    }

@@ -229,8 +229,8 @@ def test_a_model_that_mixes_documents_is_refused_and_without_packing_taken(llama
     model = loaded(llama)
     real, model.forward = model.forward, without_positions
     with pytest.raises(ModelError, match="does not keep packed documents apart"):
-        CausalLM().check_model(model)
-    CausalLM(packing=False).check_model(model)
+        CausalLM().prepare_model(model, None)
+    CausalLM(packing=False).prepare_model(model, None)
 
 
 def test_virtual_tokens_before_a_row_are_left_out():

@@ -134,7 +134,7 @@ def test_what_cannot_be_is_refused(tokenizer):
     sizes = {"encoder_layers": 1, "decoder_layers": 1, "d_model": 8, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}
     tiny = BartConfig(vocab_size=20, encoder_attention_heads=1, decoder_attention_heads=1, **sizes)
     with pytest.raises(ModelError, match="has a decoder"):
-        MaskedLM().check_model(BartForConditionalGeneration(tiny))
+        MaskedLM().prepare_model(BartForConditionalGeneration(tiny), None)
     stream = Split(datasets.Dataset.from_dict({"text": ["a"]}).to_iterable_dataset(), "train", [("a.txt", 0)], "f")
     with pytest.raises(ConfigError, match="one by one"):
         MaskedLM().inspect(stream, BertConfig(), False)
