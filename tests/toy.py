@@ -228,3 +228,20 @@ def toy_lines(count: int, seed: int = 0) -> list[str]:
         words = rng.choices(WORDS[start : start + 2], k=rng.choice([0, *range(1, 13)]))
         lines.append(" ".join(f"{w}-{w}" if rng.random() < 0.1 else w for w in words))
     return lines
+
+
+def toy_chats(count: int, seed: int = 0) -> list[dict]:
+    """One to three questions of a few words; an answer goes on from the question's last word, as toy documents do."""
+    rng = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        messages = []
+        for _ in range(rng.randint(1, 3)):
+            words = rng.choices(WORDS, k=rng.randint(1, 6))
+            messages.append({"role": "user", "content": " ".join(words)})
+            answer = words[-1:]
+            for _ in range(1 + len(words) % 2):
+                answer.append(WORDS[(WORDS.index(answer[-1]) * 7 + 3) % len(WORDS)])
+            messages.append({"role": "assistant", "content": " ".join(answer[1:])})
+        rows.append({"messages": messages})
+    return rows

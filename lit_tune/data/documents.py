@@ -126,6 +126,56 @@ class StoredDocuments:
         return of_all if chosen is None else of_all[chosen.column(0).to_numpy()]
 
 
+class Piece(NamedTuple):
+    """A part of a document.
+
+    Args:
+        ids: (T,) its tokens.
+        labels: (T,) for each token the one that follows it, or -100.
+        text_bytes: Its share of the bytes of its document.
+    """
+
+    ids: np.ndarray
+    labels: np.ndarray
+    text_bytes: int
+
+
+def read_piece(documents: Documents, document: int, start: int, length: int) -> Piece:
+    """Some tokens of a document, and what is to be predicted of them.
+
+    Args:
+        documents: The documents.
+        document: Number of one.
+        start: First token.
+        length: Tokens, at least 1.
+    """
+    read = documents.read
+    ids, labels = read(IDS, document, start, start + length), np.full(length, IGNORE_INDEX)
+    labels[:-1] = ids[1:]
+    if IS_TARGET in documents.column_names:
+        labels[:-1][read(IS_TARGET, document, start + 1, start + length) == 0] = IGNORE_INDEX
+    # those of all pieces of a document add up to its bytes
+    total, targets = documents.value(TEXT_BYTES, document), max(1, int(documents.lengths[document]) - 1)
+    return Piece(ids, labels, total * (start + length - 1) // targets - total * start // targets)
+
+
+def join_pieces(pieces: Sequence[Piece], packing: bool) -> dict[str, Any]:
+    """Features of a block.
+
+    Args:
+        pieces: What it is made of.
+        packing: None of them sees another.
+    """
+    features: dict[str, Any] = {
+        IDS: np.concatenate([piece.ids for piece in pieces]),
+        "labels": np.concatenate([piece.labels for piece in pieces]),
+        TEXT_BYTES: sum(piece.text_bytes for piece in pieces),
+    }
+    if packing:
+        features["position_ids"] = np.concatenate([np.arange(len(piece.ids)) for piece in pieces])
+    return features
+
+
 class Blocks:
     """Each block is a unit: pieces of documents, none of which sees another.
 
@@ -155,26 +205,11 @@ class Blocks:
         end = int(self.plan.ends[number])
         places = range(int(self.plan.ends[number - 1]) if number else 0, end)
         pieces = self.plan.pieces
-        parts = [self.piece(int(pieces.documents[i]), int(pieces.starts[i]), int(pieces.lengths[i])) for i in places]
-        features: dict[str, Any] = {
-            IDS: np.concatenate([ids for ids, _, _ in parts]),
-            "labels": np.concatenate([labels for _, labels, _ in parts]),
-            TEXT_BYTES: sum(share for _, _, share in parts),
-        }
-        if self.packing:
-            features["position_ids"] = np.concatenate([np.arange(len(ids)) for ids, _, _ in parts])
-        return features
-
-    def piece(self, document: int, start: int, length: int) -> tuple[np.ndarray, np.ndarray, int]:
-        """Tokens, labels and bytes."""
-        read = self.documents.read
-        ids, labels = read(IDS, document, start, start + length), np.full(length, IGNORE_INDEX)
-        labels[:-1] = ids[1:]
-        if IS_TARGET in self.documents.column_names:
-            labels[:-1][read(IS_TARGET, document, start + 1, start + length) == 0] = IGNORE_INDEX
-        # those of all pieces of a document add up to its bytes
-        total, targets = self.documents.value(TEXT_BYTES, document), int(self.documents.lengths[document]) - 1
-        return ids, labels, total * (start + length - 1) // targets - total * start // targets
+        parts = [
+            read_piece(self.documents, int(pieces.documents[i]), int(pieces.starts[i]), int(pieces.lengths[i]))
+            for i in places
+        ]
+        return join_pieces(parts, self.packing)
 
 
 def target_counts(documents: StoredDocuments) -> np.ndarray:

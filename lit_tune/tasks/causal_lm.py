@@ -3,15 +3,11 @@
 Shapes: B blocks, T tokens, V the vocabulary.
 """
 
-import logging
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import datasets
-import numpy as np
-from torch import Tensor
-from torchmetrics import MetricCollection
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from lit_tune.data import checks
 from lit_tune.data.collators import BlockCollator, Padding
@@ -19,31 +15,17 @@ from lit_tune.data.documents import IDS, TEXT_BYTES, Blocks, StoredDocuments
 from lit_tune.data.split import Split
 from lit_tune.data.texts import read_texts
 from lit_tune.data.units import Units, WholeRows
-from lit_tune.errors import ConfigError
-from lit_tune.metrics import scalars
-from lit_tune.metrics.language import TOKEN_METRICS, TokenTotals
-from lit_tune.models.packed_documents import check_apart, why_not_packed
 from lit_tune.models.text_reader import TextReader
-from lit_tune.tasks.base import Batch, Collator, Features, Rows, Spec, Task
-from lit_tune.tasks.classification_report import totals
-from lit_tune.tasks.language_modeling import (
-    EXPORT_POSITIONS,
-    TokenScores,
-    document_records,
-    score_tokens,
-    with_unigram_baseline,
-)
+from lit_tune.tasks.base import Batch, Collator, Features, Rows, Spec
+from lit_tune.tasks.language_modeling import NextToken, TokenScores, document_records
 
-log = logging.getLogger("lit_tune")
 PROBLEM = "causal_language_modeling"
 KEY = "task.init_args.text_column"
 LONG_LINE, LONG_WORD = 1000, 100
 """Characters: a single text is cut between lines, else between words."""
-USUAL_TARGETS = 256.0
-"""Predicted tokens of a block, about; only the scale of fp16 losses depends on it."""
 
 
-class CausalLM(Task):
+class CausalLM(NextToken):
     """The next token of raw text: a row is a document, which ends with the tokenizer's end-of-sequence token.
 
     Documents longer than ``data.max_length`` are cut, and nothing is lost: each token but a document's first is
@@ -56,13 +38,12 @@ class CausalLM(Task):
             and for streams.
     """
 
-    auto_class = AutoModelForCausalLM
-    pipeline = "text-generation"
     input_key = label_key = "text_column"
     txt_rows = "file"
 
     def __init__(self, text_column: str = "text", packing: bool = True) -> None:
-        self.text_column, self.packing = text_column, packing
+        super().__init__(packing)
+        self.text_column = text_column
 
     def settings(self) -> dict[str, Any]:
         return {"text_column": self.text_column}
@@ -93,9 +74,6 @@ class CausalLM(Task):
     def without_labels(self, split: Split) -> Split:
         return split
 
-    def strata(self, split: Split, spec: Spec) -> np.ndarray | None:
-        return None
-
     def hold_out(self, train: Split, fraction: float, seed: int, spec: Spec) -> tuple[Split, Split]:
         """Documents; of a single one its end."""
         if len(train) != 1 or train.is_streamed:
@@ -110,12 +88,6 @@ class CausalLM(Task):
             datasets.Dataset.from_dict({self.text_column: [part]}) for part in (text[:place], text[place:])
         )
         return replace(train, rows=first), replace(train, rows=second)
-
-    def summarize(self, train: Split, spec: Spec) -> Spec:
-        return replace(spec, num_rows=len(train))
-
-    def measure(self, train: datasets.Dataset, spec: Spec) -> Spec:
-        return with_unigram_baseline(train, spec)
 
     # ---- documents and blocks ----------------------------------------------------------------------------------------
 
@@ -134,61 +106,14 @@ class CausalLM(Task):
         return None  # the rest is another block
 
     def units(self, rows: datasets.Dataset, training: bool, reader: TextReader) -> Units:
-        if reader.max_length < 2:
-            raise ConfigError(
-                "in a row of one token nothing is predicted", where="data.max_length", fix="data.max_length: 512"
-            )
-        packing = self.packing and why_not_packed(reader.config) is None
-        return Blocks(StoredDocuments(rows), reader.max_length, packing)
+        return Blocks(StoredDocuments(rows), reader.max_length, self.packs(reader))
 
     def predict_units(self, rows: datasets.Dataset, reader: TextReader) -> Units:
         return WholeRows(rows)
 
-    def padding_side(
-        self, tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig
-    ) -> Literal["left", "right"]:
-        return "right"  # no token sees what follows it, so nothing has to be hidden
-
     def collator(self, padding: Padding, spec: Spec) -> Collator:
         return BlockCollator(padding)
-
-    def prepare_model(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> None:
-        if not self.packing:
-            return
-        if why_not := why_not_packed(model.config):
-            log.info("packing  off: %s; documents are padded instead", why_not)
-        else:
-            check_apart(model)
-
-    # ---- loss, metrics, predictions ----------------------------------------------------------------------------------
-
-    def forward(self, model: PreTrainedModel, batch: Batch) -> TokenScores:
-        return score_tokens(model, batch)
-
-    def scores(self, outputs: TokenScores) -> Tensor:
-        return outputs.logits[:, :EXPORT_POSITIONS]
-
-    def loss(self, outputs: TokenScores, batch: Batch, spec: Spec) -> tuple[Tensor, Tensor]:
-        return outputs.parts
-
-    def targets_per_row(self, spec: Spec) -> float:
-        return USUAL_TARGETS
-
-    def metric_names(self, spec: Spec) -> dict[str, bool]:
-        return {"loss": False, **TOKEN_METRICS}
-
-    def primary_metric(self, spec: Spec) -> str:
-        return "loss"
-
-    def build_metrics(self, spec: Spec) -> MetricCollection:
-        return MetricCollection({"tokens": TokenTotals()}, compute_groups=False)
-
-    def update_metrics(self, metrics: MetricCollection, outputs: TokenScores, batch: Batch) -> None:
-        metrics.update(outputs.losses, outputs.is_right, outputs.labels, batch["aside"][TEXT_BYTES])
 
     def decode(self, outputs: TokenScores, batch: Batch, spec: Spec) -> list[dict[str, Any]]:
         """Loss, perplexity and bits per byte of each text."""
         return document_records(outputs, batch)
-
-    def report(self, metrics: dict[str, Any], spec: Spec) -> str:
-        return "\n".join(totals(scalars(metrics), spec))

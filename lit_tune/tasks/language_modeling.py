@@ -3,21 +3,35 @@
 Shapes: B rows, T tokens, V the vocabulary.
 """
 
+import logging
 import math
+from abc import ABC
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 import numpy as np
 import pyarrow.compute as pc
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from torchmetrics import MetricCollection
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_tune.data.documents import TEXT_BYTES, StoredDocuments, target_counts
+from lit_tune.data.split import Split
+from lit_tune.errors import ConfigError
 from lit_tune.losses import token_losses
-from lit_tune.tasks.base import BOOKKEEPING, Batch, Spec
+from lit_tune.metrics import scalars
+from lit_tune.metrics.language import TOKEN_METRICS, TokenTotals
+from lit_tune.models.packed_documents import check_apart, why_not_packed
+from lit_tune.models.text_reader import TextReader
+from lit_tune.tasks.base import BOOKKEEPING, Batch, Spec, Task
+from lit_tune.tasks.classification_report import totals
+
+log = logging.getLogger("lit_tune")
+USUAL_TARGETS = 256.0
+"""Predicted tokens of a block, about; only the scale of fp16 losses depends on it."""
 
 EXPORT_POSITIONS = 64
 """Positions of a row whose logits are compared after an export: all of 8 rows of 512 with a vocabulary of 128,000 would
@@ -41,6 +55,15 @@ class TokenScores:
         self.labels = labels
         # virtual tokens of an adapter stand before the row
         self.logits = logits[:, -labels.shape[1] :]
+        self.written: list[str] = []
+        """What the model wrote for the first rows, where it was asked to."""
+        self.prompts: list[str] = []
+        """To what."""
+
+    @classmethod
+    def none(cls) -> "TokenScores":
+        """Of no tokens."""
+        return cls(torch.zeros(0, 1, dtype=torch.int64), torch.zeros(0, 1, 1))
 
     @cached_property
     def losses(self) -> Tensor:
@@ -128,3 +151,83 @@ def _record(loss: float, tokens: float, size: float) -> dict[str, Any]:
         "bits_per_byte": loss / math.log(2) / size if size else None,
         "num_tokens": int(tokens),
     }
+
+
+class NextToken(Task, ABC):
+    """A task whose targets are the next tokens of documents.
+
+    Args:
+        packing: Put several documents into one row, in which none sees another.
+    """
+
+    auto_class = AutoModelForCausalLM
+    pipeline = "text-generation"
+
+    def __init__(self, packing: bool) -> None:
+        self.packing = packing
+
+    # ---- documents and blocks ----------------------------------------------------------------------------------------
+
+    def strata(self, split: Split, spec: Spec) -> np.ndarray | None:
+        return None
+
+    def summarize(self, train: Split, spec: Spec) -> Spec:
+        return replace(spec, num_rows=len(train))
+
+    def measure(self, train: datasets.Dataset, spec: Spec) -> Spec:
+        return with_unigram_baseline(train, spec)
+
+    def packs(self, reader: TextReader) -> bool:
+        """Whether several documents stand in a row.
+
+        Raises:
+            ConfigError: Rows are too short to predict anything.
+        """
+        if reader.max_length < 2:
+            raise ConfigError(
+                "in a row of one token nothing is predicted", where="data.max_length", fix="data.max_length: 512"
+            )
+        return self.packing and why_not_packed(reader.config) is None
+
+    def padding_side(
+        self, tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig
+    ) -> Literal["left", "right"]:
+        return "right"  # no token sees what follows it, so nothing has to be hidden
+
+    def prepare_model(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        if not self.packing:
+            return
+        if why_not := why_not_packed(model.config):
+            log.info("packing  off: %s; documents are padded instead", why_not)
+        else:
+            check_apart(model)
+
+    # ---- loss and metrics --------------------------------------------------------------------------------------------
+
+    def forward(self, model: PreTrainedModel, batch: Batch) -> TokenScores:
+        return score_tokens(model, batch)
+
+    def scores(self, outputs: TokenScores) -> Tensor:
+        return outputs.logits[:, :EXPORT_POSITIONS]
+
+    def loss(self, outputs: TokenScores, batch: Batch, spec: Spec) -> tuple[Tensor, Tensor]:
+        return outputs.parts
+
+    def targets_per_row(self, spec: Spec) -> float:
+        return USUAL_TARGETS
+
+    def metric_names(self, spec: Spec) -> dict[str, bool]:
+        return {"loss": False, **TOKEN_METRICS}
+
+    def primary_metric(self, spec: Spec) -> str:
+        return "loss"
+
+    def build_metrics(self, spec: Spec) -> MetricCollection:
+        return MetricCollection({"tokens": TokenTotals()}, compute_groups=False)
+
+    def update_metrics(self, metrics: MetricCollection, outputs: TokenScores, batch: Batch) -> None:
+        tokens: Any = metrics["tokens"]
+        tokens.update(outputs.losses, outputs.is_right, outputs.labels, batch["aside"][TEXT_BYTES])
+
+    def report(self, metrics: dict[str, Any], spec: Spec) -> str:
+        return "\n".join(totals(scalars(metrics), spec))
