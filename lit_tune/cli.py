@@ -178,7 +178,7 @@ class LitTuneCLI(LightningCLI):
             else:
                 parser.add_function_arguments(section.target, section.name, skip=set(section.skip))
         for source, target in LINKS:
-            is_section = source in ("optimizer", "lr_schedule")
+            is_section = source in ("optimizer", "lr_schedule", "distillation")
             parser.link_arguments(source, target, compute_fn=as_plain if is_section else None)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:

@@ -153,6 +153,49 @@ def huber(preds: Tensor, labels: Tensor, *, delta: float = 1.0) -> LossParts:
     return functional.huber_loss(preds, labels, reduction="sum", delta=delta), _count(preds)
 
 
+def imitation(logits: Tensor, teacher_logits: Tensor, *, temperature: float) -> LossParts:
+    """How far a student's distribution over classes is from its teacher's: ``T^2 KL(teacher || student)``, in nats.
+
+    Both are softened: logits are divided by T; the factor T^2 keeps the gradient on the scale of the hard labels'.
+
+    Args:
+        logits: (N, C).
+        teacher_logits: (N, C).
+        temperature: T, above 0.
+
+    Returns:
+        The sum, and N.
+
+    Source: Hinton et al. 2015, section 2, https://arxiv.org/abs/1503.02531.
+
+    >>> loss_sum, count = imitation(torch.tensor([[2.0, 0.0]]), torch.tensor([[2.0, 0.0]]), temperature=2.0)
+    >>> round(float(loss_sum), 6), int(count)
+    (0.0, 1)
+    """
+    student = (_full_precision(logits) / temperature).log_softmax(-1)
+    teacher = (_full_precision(teacher_logits) / temperature).log_softmax(-1).to(student)
+    divergence = functional.kl_div(student, teacher, reduction="sum", log_target=True)
+    return divergence * temperature**2, _count(student[:, 0])
+
+
+def binary_imitation(logits: Tensor, teacher_logits: Tensor, *, temperature: float) -> LossParts:
+    """The same for C independent labels: each a distribution over yes and no.
+
+    Args:
+        logits: (B, C).
+        teacher_logits: (B, C).
+        temperature: T, above 0.
+
+    Returns:
+        The sum, and B * C.
+    """
+    student, teacher = (
+        torch.stack([x, torch.zeros_like(x)], -1).flatten(0, -2) for x in (logits, teacher_logits.to(logits))
+    )
+    loss_sum, _ = imitation(student, teacher, temperature=temperature)
+    return loss_sum, _count(logits)
+
+
 def per_target(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, labels: Tensor) -> LossParts:
     """A user's own loss: the sum of its per-target losses, and how many there are.
 

@@ -31,6 +31,7 @@ from lit_tune.optim.window import Window, power_of_two_near
 from lit_tune.seeds import batch_seed, seed_everything
 from lit_tune.stats.settings_in_use import settings_in_use
 from lit_tune.tasks.base import Batch, Spec, Task
+from lit_tune.tasks.distillation import Distillation, DistillationSettings
 from lit_tune.tasks.evaluation import Evaluation
 
 log = logging.getLogger("lit_tune")
@@ -46,6 +47,7 @@ class FineTuneModule(L.LightningModule):
         task: The task (set by the ``task`` section).
         optimizer: Settings of the ``optimizer`` section.
         lr_schedule: Settings of the ``lr_schedule`` section.
+        distillation: Settings of the ``distillation`` section.
         revision: Branch, tag or commit of the Hub repository.
         config_overrides: Fields of the model's config to change, e.g. ``{hidden_dropout_prob: 0.2}``.
         from_scratch: Random weights from the config alone; no weights are read.
@@ -66,6 +68,7 @@ class FineTuneModule(L.LightningModule):
         task: Task,
         optimizer: dict[str, Any] | None = None,
         lr_schedule: dict[str, Any] | None = None,
+        distillation: dict[str, Any] | None = None,
         revision: str | None = None,
         config_overrides: dict[str, Any] = {},  # noqa: B006
         from_scratch: bool = False,
@@ -84,10 +87,10 @@ class FineTuneModule(L.LightningModule):
         self.from_scratch, self.dtype_name, self.attn_implementation = from_scratch, dtype, attn_implementation
         self.gradient_checkpointing, self.compile_model, self.new_head = gradient_checkpointing, compile, new_head
         self.freeze_patterns = [freeze] if isinstance(freeze, str) else list(freeze or [])
-        self.adapter = adapter_settings(adapter)
-        self.log_parameter_norms = log_parameter_norms
+        self.adapter, self.log_parameter_norms = adapter_settings(adapter), log_parameter_norms
         self.optimizer_settings = OptimizerSettings(**dict(optimizer or {}))
         self.schedule_settings = ScheduleSettings(**dict(lr_schedule or {}))
+        self.distillation = Distillation(task, DistillationSettings(**dict(distillation or {})))
 
         self.spec: Spec | None = None
         self.tokenizer: Any = None
@@ -118,12 +121,11 @@ class FineTuneModule(L.LightningModule):
         if self.model is not None:
             return
         assert self.spec is not None, "setup() reads the spec"
-        config = self.build_config(self.spec)
         if self._trainer is not None:
             # a new head must not depend on whether the data came from the cache
             torch.manual_seed(self.trainer.datamodule.default_seed)  # type: ignore[attr-defined]
         fitting = self._trainer is None or self.trainer.state.fn == "fit"
-        made = assemble(self.task.auto_class, self.recipe, config, fitting)
+        made = assemble(self.task.auto_class, self.recipe, self.build_config(self.spec), fitting)
         self.model, self.base_reference, self.new_parameters = made
         self.task.prepare_model(self.model, self.tokenizer)
         self.evaluation = Evaluation(self.task, self.spec, (*VAL_STAGES, "test"), self.tokenizer)
@@ -168,6 +170,7 @@ class FineTuneModule(L.LightningModule):
     def on_fit_start(self) -> None:
         """One line that says what is trained where."""
         assert self.model is not None
+        self.distillation.start(self)
         if self.new_parameters and self.trainer.ckpt_path is None:  # else the checkpoint has brought them
             log.info("new weights: %s (not in %s, random)", ", ".join(self.new_parameters[:6]), self.model_name)
         ranks = f" x {self.trainer.world_size}" if self.trainer.world_size > 1 else ""
@@ -213,7 +216,7 @@ class FineTuneModule(L.LightningModule):
         if self._window.error is not None:
             return torch.zeros((), device=self.device, requires_grad=True)
         try:
-            loss_sum, denominator = self.task.loss(self.task.forward(self.model, batch), batch, self.spec)
+            loss_sum, denominator = self.distillation.loss(self.task.forward(self.model, batch), batch, self.spec)
         except Exception as error:
             return self.give_step_up(error)
         if batch["is_filler"]:

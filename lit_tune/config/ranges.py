@@ -76,6 +76,8 @@ RANGES: dict[str, Range] = {
     "optimizer.weight_decay": _NOT_NEGATIVE,
     "optimizer.skip_nonfinite": _NOT_NEGATIVE,
     "lr_schedule.warmup": _NOT_NEGATIVE,
+    "distillation.temperature": _POSITIVE,
+    "distillation.alpha": Range(0, 1),
     "checkpoint.keep_best": Range(0, also=(-1,)),
     "checkpoint.keep_last": Range(0, also=(-1,)),
     "checkpoint.every_n_steps": _COUNT,

@@ -24,6 +24,7 @@ from lit_tune.module import FineTuneModule
 from lit_tune.optim.optimizers import OptimizerSettings
 from lit_tune.optim.schedules import ScheduleSettings
 from lit_tune.tasks.base import Task
+from lit_tune.tasks.distillation import DistillationSettings
 
 
 class RunSettings:
@@ -84,6 +85,7 @@ LINKS: tuple[tuple[str, str], ...] = (
     ("task", "data.task"),
     ("optimizer", "model.optimizer"),
     ("lr_schedule", "model.lr_schedule"),
+    ("distillation", "model.distillation"),
     ("model.model_name_or_path", "data.model_name_or_path"),
     ("model.revision", "data.model_revision"),
     ("model.new_head", "data.new_head"),
@@ -110,6 +112,9 @@ SECTIONS: tuple[Section, ...] = (
     Section("data", TokenizedDataModule, "which rows, how they are tokenized and batched"),
     Section("optimizer", OptimizerSettings, "the update rule and which parameters get which settings"),
     Section("lr_schedule", ScheduleSettings, "the learning rate over the steps"),
+    Section(
+        "distillation", DistillationSettings, "learn from another model's answers too; off until there is a teacher"
+    ),
     Section("checkpoint", build_checkpoint_callbacks, "which weights are kept, and which are best", skip=("dirpath",)),
     Section("early_stopping", build_early_stopping, "stop when nothing improves; off until patience is given"),
     Section("overfit", OverfitCallback, "train against val in eval mode at each validation: the verdict"),

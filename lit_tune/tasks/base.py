@@ -290,6 +290,10 @@ class Task(ABC):
     def loss(self, outputs: Any, batch: Batch, spec: Spec) -> tuple[torch.Tensor, torch.Tensor]:
         """(Summed loss, denominator), never a mean: the module divides once, over window and ranks."""
 
+    def imitated(self, outputs: Any, batch: Batch) -> torch.Tensor | None:
+        """(N, C) logits of the targets that count, which a teacher's are compared with; None: there are none."""
+        return None
+
     def targets_per_row(self, spec: Spec) -> float:
         """Expected denominator of one row; only the scale of fp16 losses depends on it."""
         return 1.0

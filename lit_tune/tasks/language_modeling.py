@@ -213,6 +213,9 @@ class NextToken(Task, ABC):
     def loss(self, outputs: TokenScores, batch: Batch, spec: Spec) -> tuple[Tensor, Tensor]:
         return outputs.parts
 
+    def imitated(self, outputs: TokenScores, batch: Batch) -> Tensor | None:
+        return outputs.logits[outputs.labels >= 0]
+
     def targets_per_row(self, spec: Spec) -> float:
         return USUAL_TARGETS
 

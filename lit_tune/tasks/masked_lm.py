@@ -202,6 +202,9 @@ class MaskedLM(Task):
     def loss(self, outputs: Any, batch: Batch, spec: Spec) -> tuple[Tensor, Tensor]:
         return losses.cross_entropy(outputs.logits, self.hidden(batch))
 
+    def imitated(self, outputs: Any, batch: Batch) -> Tensor | None:
+        return outputs.logits
+
     def hidden(self, batch: Batch) -> Tensor:
         """(M,) the tokens that are to be guessed."""
         return batch["labels"].flatten()[batch["aside"]["masked"]]

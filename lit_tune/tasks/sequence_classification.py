@@ -299,6 +299,9 @@ class SequenceClassification(Task):
             return losses.focal(logits, target, gamma=gamma, class_weights=weight)
         return losses.cross_entropy(logits, target, class_weights=weight, label_smoothing=smoothing)
 
+    def imitated(self, outputs: Any, batch: Batch) -> torch.Tensor | None:
+        return outputs.logits
+
     def targets_per_row(self, spec: Spec) -> float:
         return float(spec.num_labels) if spec.problem_type == MULTI else 1.0
 

@@ -283,6 +283,9 @@ class TokenClassification(Task):
             return losses.focal(logits, target, gamma=self.focal_gamma, class_weights=weight)
         return losses.cross_entropy(logits, target, class_weights=weight, label_smoothing=self.label_smoothing)
 
+    def imitated(self, outputs: Any, batch: Batch) -> Tensor | None:
+        return outputs.logits[batch["labels"] >= 0]
+
     def targets_per_row(self, spec: Spec) -> float:
         return spec.num_units / spec.num_rows if spec.num_rows else USUAL_WORDS
 
