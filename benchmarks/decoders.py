@@ -3,10 +3,10 @@
     python benchmarks/decoders.py shakespeare --data DATA/text --seeds 1 2
     python benchmarks/decoders.py gsm8k --data DATA/gsm8k --seeds 1 2
 
-`shakespeare` is language modelling, HF's side as transformers' example run_clm.py does it: all text joined, cut into
-`shakespeare` is language modelling, HF's side as run_clm.py of transformers does it: all text joined, cut into
-out of the labels. A step has about as many tokens (conversations) on both sides, the number of epochs is the same. Both
-models are then measured by the same plain loop over the test split. Prints a table and appends JSON lines to --output.
+`shakespeare` is language modelling, HF's side as run_clm.py of transformers does it: all text joined, cut into blocks,
+the rest dropped. `gsm8k` is instruction tuning, HF's side with a row per conversation, padded, its prompt masked out of
+the labels. A step has about as many tokens (conversations) on both sides, the number of epochs is the same. Both models
+are then measured by the same plain loop over the test split. Prints a table and appends JSON lines to --output.
 """
 
 import argparse
