@@ -123,6 +123,7 @@ class TokenizedDataModule(L.LightningDataModule):
         self.task, self.dataset, self.streaming, self.accept = task, dataset, streaming, list(accept)
         self.train_batch_size, self.eval_batch_size = train_batch_size, eval_batch_size
         self.auto_batch, self.default_seed = auto_batch, default_seed
+        self.together = task.rows_together(train_batch_size)
         self.seed = default_seed if seed is None else seed
         self.num_workers, self.pin_memory, self.persistent_workers = num_workers, pin_memory, persistent_workers
         self.padding_mode, self.pad_to_multiple_of, self.probe_size = padding, pad_to_multiple_of, probe_size
@@ -231,7 +232,7 @@ class TokenizedDataModule(L.LightningDataModule):
         if stream is not None:
             cuts = (self.train_batch_size, self.accumulate, self.num_ranks, self.rank)
             encode = self.preparation.stream_encoder()
-            batches = StreamBatches(stream.read, encode, self.collator(), *cuts, self.seed)
+            batches = StreamBatches(stream.read, encode, self.collator(), *cuts, self.seed, together=self.together)
             batches.epoch = self.epoch
             return StreamLoader(batches, self.num_workers, self.pins(), self.seed)
         sampler = self.train_sampler()
@@ -259,7 +260,7 @@ class TokenizedDataModule(L.LightningDataModule):
 
     def predict_dataloader(self) -> BatchLoader:
         """The rows to predict."""
-        return self.eval_loader(self.task.predict_units(self.encoded["predict"], self.reader))
+        return self.eval_loader(self.task.predict_units(self.encoded["predict"], self.reader), together=1)
 
     # ---- batches -----------------------------------------------------------------------------------------------------
 
@@ -290,8 +291,8 @@ class TokenizedDataModule(L.LightningDataModule):
 
     def train_sampler(self) -> TrainBatchSampler:
         """The order of training on this rank."""
-        units = len(self.units("train", training=True))
-        return TrainBatchSampler(units, self.train_batch_size, self.accumulate, self.num_ranks, self.rank, self.seed)
+        cuts = (self.train_batch_size, self.accumulate, self.num_ranks, self.rank)
+        return TrainBatchSampler(len(self.units("train", training=True)), *cuts, self.seed, self.together)
 
     def total_steps(self) -> int | None:
         """Optimizer steps of the whole run, or None where nothing says when it ends.
@@ -312,16 +313,17 @@ class TokenizedDataModule(L.LightningDataModule):
         """The task's collator with this run's padding."""
         assert self.spec is not None
         to_max_length = self.padding_mode == "max_length"
-        padding = padding_of(self.task, self.reader, to_max_length, self.pad_to_multiple_of, self.seed)
+        padding = padding_of(self.task, self.reader, to_max_length, self.pad_to_multiple_of, self.seed, self.together)
         return self.task.collator(padding, self.spec)
 
     def units(self, name: str, training: bool = False) -> Units:
         """What the batches of a split are drawn from."""
         return self.task.units(self.encoded[name], training, self.reader)
 
-    def eval_loader(self, units: Units) -> BatchLoader:
+    def eval_loader(self, units: Units, together: int | None = None) -> BatchLoader:
         """Every unit once, in order."""
-        sampler = EvalBatchSampler(len(units), self.eval_batch_size, self.num_ranks, self.rank)
+        cuts = (self.eval_batch_size, self.num_ranks, self.rank)
+        sampler = EvalBatchSampler(len(units), *cuts, together or self.together)
         return BatchLoader(units, sampler, self.collator(), self.num_workers, self.pins(), False, self.seed)
 
     def probe(self) -> Units | None:

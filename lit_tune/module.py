@@ -125,7 +125,8 @@ class FineTuneModule(L.LightningModule):
             # a new head must not depend on whether the data came from the cache
             torch.manual_seed(self.trainer.datamodule.default_seed)  # type: ignore[attr-defined]
         fitting = self._trainer is None or self.trainer.state.fn == "fit"
-        made = assemble(self.task.auto_class, self.recipe, self.build_config(self.spec), fitting)
+        config, unused = self.build_config(self.spec), self.task.unused_modules
+        made = assemble(self.task.auto_class, self.recipe, config, fitting, unused)
         self.model, self.base_reference, self.new_parameters = made
         self.task.prepare_model(self.model, self.tokenizer)
         self.evaluation = Evaluation(self.task, self.spec, (*VAL_STAGES, "test"), self.tokenizer)

@@ -126,6 +126,9 @@ def export(pl_module: Any, trainer: Any, run_dir: RunDir, card: str, expected: t
         shutil.rmtree(temporary, ignore_errors=True)
         save(pl_module.model, temporary, pl_module.base_reference)
         trainer.datamodule.tokenizer.save_pretrained(temporary)
+        for name, content in pl_module.task.files(pl_module.model.config, trainer.datamodule.max_length).items():
+            (temporary / name).parent.mkdir(exist_ok=True)
+            (temporary / name).write_text(content, "utf-8")
         (temporary / "README.md").write_text(card, "utf-8")
         verify(pl_module, trainer, temporary, expected)
         sync_tree(temporary)

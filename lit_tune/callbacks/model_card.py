@@ -25,7 +25,7 @@ def model_card(trainer: L.Trainer, pl_module: Any, record: RunRecord, verdict: d
     base = Path(pl_module.model_name).resolve().name if is_local else pl_module.model_name
     adapted = is_adapted(pl_module.model)
     header: dict[str, Any] = {
-        "library_name": "peft" if adapted else "transformers",
+        "library_name": "peft" if adapted else pl_module.task.library,
         "pipeline_tag": pl_module.task.pipeline,
         "tags": ["lit-tune"],
     }

@@ -110,16 +110,21 @@ def write_merged(module: FineTuneModule, run_dir: RunDir, folder: Path) -> None:
     """
     auto_class = module.task.auto_class
     assert module.spec is not None
-    model, *_ = assemble(auto_class, module.recipe, module.build_config(module.spec), fitting=False)
+    model, *_ = assemble(
+        auto_class, module.recipe, module.build_config(module.spec), fitting=False, unused=module.task.unused_modules
+    )
     expected = probe_logits(module, model)
     check_export(run_dir, run_dir.read().get(EXPORT_HASHES, {}))  # what was read just now is what the run wrote
     whole = merged(model)
     whole.save_pretrained(folder)
     load_tokenizer(str(run_dir.best)).save_pretrained(folder)
+    for name in module.task.files(whole.config, 0):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copy(run_dir.best / name, folder / name)
     card = run_dir.best / CARD
     if card.is_file():
         text = card.read_text("utf-8").replace(usage(module.task, adapted=True), usage(module.task, adapted=False))
-        (folder / CARD).write_text(text.replace("library_name: peft", "library_name: transformers"), "utf-8")
+        (folder / CARD).write_text(text.replace("library_name: peft", f"library_name: {module.task.library}"), "utf-8")
     logits = probe_logits(module, load_as_anyone(auto_class, folder, whole.dtype))
     difference = float((logits - expected).norm() / expected.norm().clamp_min(1e-12))
     if not difference <= TOLERANCE.get(whole.dtype, 1e-2):

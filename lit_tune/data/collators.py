@@ -28,6 +28,7 @@ class Padding:
         max_length: Most tokens the model is given in a row, for collators that cut.
         vocabulary: Of the tokenizer, for collators that put tokens in.
         seed: Of the order of training, for collators that draw.
+        together: Rows of a group that are scored together, for collators that compare rows; 1: each by itself.
     """
 
     pad_token_id: int
@@ -38,6 +39,7 @@ class Padding:
     max_length: int | None = None
     vocabulary: Vocabulary | None = None
     seed: int = 0
+    together: int = 1
 
     def width(self, lengths: list[int]) -> int:
         """Tokens per row of the batch."""
@@ -253,3 +255,31 @@ class BlockCollator:
             empty = {IDS: [self.padding.pad_token_id], "labels": [IGNORE_INDEX], TEXT_BYTES: 0}
             return [empty], torch.zeros(1, dtype=torch.int64)
         return blocks.read(range(len(blocks))), torch.from_numpy(blocks.plan.pieces.documents)
+
+
+@dataclass(frozen=True)
+class EmbeddingCollator:
+    """Puts the K texts of all rows under one another, column after column: K * B texts, each read by itself.
+
+    Beside what the model reads, the batch has ``labels`` (B,): the row's score, or without scores its place in its
+    group; and under ``aside`` ``text_keys`` (K, B), equal where texts are the same to the model, and ``group_rows``.
+
+    Args:
+        padding: How texts become a rectangle, and how many rows are a group.
+    """
+
+    padding: Padding
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        """B features -> a batch under HF's names, tensors (K * B, T)."""
+        read: list[str] = [name for name in ("input_ids", "token_type_ids") if name in features[0]]
+        num_texts, group = len(features[0]["input_ids"]), self.padding.together
+        texts = [{name: f[name][k] for name in read} for k in range(num_texts) for f in features]
+        numbers: dict[tuple[int, ...], int] = {}
+        keys = [numbers.setdefault(tuple(text["input_ids"]), len(numbers)) for text in texts]
+        if "labels" in features[0]:
+            labels = torch.tensor([f["labels"] for f in features], dtype=torch.float32)
+        else:
+            labels = torch.arange(len(features)) % group
+        aside = {"text_keys": torch.tensor(keys).view(num_texts, -1), "group_rows": group}
+        return {**pad_inputs(texts, self.padding), "labels": labels, "aside": aside}

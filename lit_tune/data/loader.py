@@ -150,6 +150,7 @@ class StreamBatches(IterableDataset):
         rank: This process.
         seed: Seed of the order.
         block_size: Rows shuffled together.
+        together: Rows of a group that stays whole, as in ``samplers.cut``.
     """
 
     def __init__(
@@ -163,10 +164,11 @@ class StreamBatches(IterableDataset):
         rank: int,
         seed: int,
         block_size: int = 10_000,
+        together: int = 1,
     ) -> None:
         self.read, self.encode, self.collator = read, encode, collator
         self.batch_size, self.accumulate, self.num_ranks, self.rank = batch_size, accumulate, num_ranks, rank
-        self.seed, self.block_size, self.epoch = seed, block_size, 0
+        self.seed, self.block_size, self.together, self.epoch = seed, block_size, together, 0
         self.start = 0
         """Micro-batches of this epoch that are left out, as in ``TrainBatchSampler``; their rows are not encoded."""
 
@@ -211,7 +213,7 @@ class StreamBatches(IterableDataset):
         turn = 0
         try:
             for window in self.windows():
-                for picks in cut(range(len(window)), self.batch_size, self.num_ranks, self.rank):
+                for picks in cut(range(len(window)), self.batch_size, self.num_ranks, self.rank, self.together):
                     # the loader takes one batch from each worker in turn
                     if turn >= self.start and (turn - self.start) % num_workers == worker_id:
                         yield self.batch(window, picks)

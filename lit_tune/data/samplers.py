@@ -29,22 +29,31 @@ def epoch_order(num_rows: int, seed: int, epoch: int) -> torch.Tensor:
     return torch.randperm(num_rows, generator=generator)
 
 
-def cut(window: Sequence[int], batch_size: int, num_ranks: int, rank: int) -> list[list[int]]:
+def cut(window: Sequence[int], batch_size: int, num_ranks: int, rank: int, together: int = 1) -> list[list[int]]:
     """One rank's micro-batches of a window.
 
     A short remainder is spread over the ranks, so that no rank waits for another; a rank that gets nothing gets a
     filler.
 
+    Args:
+        window: Numbers of the rows of a step.
+        batch_size: Rows per rank and micro-batch, a multiple of ``together``.
+        num_ranks: Processes that work together.
+        rank: This process.
+        together: So many rows one after another are a group that stays whole; the window's last may be smaller.
+
     >>> cut(range(8), batch_size=2, num_ranks=2, rank=1)
     [[2, 3], [6, 7]]
     >>> cut(range(5), batch_size=2, num_ranks=2, rank=0), cut(range(5), batch_size=2, num_ranks=2, rank=1)
     ([[0, 1], [4]], [[2, 3], [-1]])
+    >>> [cut(range(5), batch_size=4, num_ranks=2, rank=rank, together=2) for rank in (0, 1)]
+    [[[0, 1, 2, 3]], [[4]]]
     """
     per_cut = batch_size * num_ranks
     batches = []
     for start in range(0, len(window), per_cut):
         group = window[start : start + per_cut]
-        share = -(-len(group) // num_ranks)
+        share = -(-len(group) // (num_ranks * together)) * together
         batches.append(list(group[rank * share : (rank + 1) * share]) or [FILLER])
     return batches
 
@@ -70,11 +79,21 @@ class TrainBatchSampler:
         num_ranks: Processes that train together.
         rank: This process.
         seed: Seed of the order.
+        together: Rows of a group that stays whole, as in :func:`cut`; drawn anew in each epoch.
     """
 
-    def __init__(self, num_rows: int, batch_size: int, accumulate: int, num_ranks: int, rank: int, seed: int) -> None:
+    def __init__(
+        self,
+        num_rows: int,
+        batch_size: int,
+        accumulate: int,
+        num_ranks: int,
+        rank: int,
+        seed: int,
+        together: int = 1,
+    ) -> None:
         self.num_rows, self.batch_size, self.accumulate = num_rows, batch_size, accumulate
-        self.num_ranks, self.rank, self.seed = num_ranks, rank, seed
+        self.num_ranks, self.rank, self.seed, self.together = num_ranks, rank, seed, together
         self.epoch = 0
         self.start = 0
         """Micro-batches of this epoch that are left out: a resumed run has trained on them already."""
@@ -97,7 +116,8 @@ class TrainBatchSampler:
         window = self.batch_size * self.num_ranks * self.accumulate
         steps_left_out, left_out = divmod(self.start, self.accumulate)
         for start in range(steps_left_out * window, self.num_rows, window):
-            micro = cut(order[start : start + window].tolist(), self.batch_size, self.num_ranks, self.rank)
+            rows = order[start : start + window].tolist()
+            micro = cut(rows, self.batch_size, self.num_ranks, self.rank, self.together)
             yield from (Cut(ids, self.epoch) for ids in micro[left_out:])
             left_out = 0
 
@@ -110,10 +130,12 @@ class EvalBatchSampler:
         batch_size: Rows per rank and batch.
         num_ranks: Processes that evaluate together.
         rank: This process.
+        together: Rows of a group that stays whole, as in :func:`cut`; a batch has one group at least.
     """
 
-    def __init__(self, num_rows: int, batch_size: int, num_ranks: int, rank: int) -> None:
-        self.num_rows, self.batch_size, self.num_ranks, self.rank = num_rows, batch_size, num_ranks, rank
+    def __init__(self, num_rows: int, batch_size: int, num_ranks: int, rank: int, together: int = 1) -> None:
+        self.num_rows, self.num_ranks, self.rank, self.together = num_rows, num_ranks, rank, together
+        self.batch_size = max(1, batch_size // together) * together
 
     def __len__(self) -> int:
         return -(-self.num_rows // (self.batch_size * self.num_ranks))
@@ -122,4 +144,4 @@ class EvalBatchSampler:
         step = self.batch_size * self.num_ranks
         for start in range(0, self.num_rows, step):  # one cut at a time: memory stays flat in the number of rows
             rows = range(start, min(start + step, self.num_rows))
-            yield from cut(rows, self.batch_size, self.num_ranks, self.rank)
+            yield from cut(rows, self.batch_size, self.num_ranks, self.rank, self.together)

@@ -92,7 +92,7 @@ def check_combination(recipe: Recipe, folder: AdapterFolder) -> None:
 
 
 def assemble(
-    auto_class: Any, recipe: Recipe, config: PretrainedConfig, fitting: bool
+    auto_class: Any, recipe: Recipe, config: PretrainedConfig, fitting: bool, unused: tuple[str, ...] = ()
 ) -> tuple[PreTrainedModel, Reference, list[str]]:
     """The model in training mode, what its adapter's base model is, and what is random in it.
 
@@ -101,6 +101,7 @@ def assemble(
         recipe: How.
         config: Of the model, with the labels.
         fitting: It is going to be trained.
+        unused: Modules that nothing asks: they are not trained and may have random weights.
 
     Returns:
         The model; hashes of the base model's weights, empty without adapter; parameters that were in no weights.
@@ -119,7 +120,7 @@ def assemble(
         attn_implementation=recipe.attn_implementation,
         new_head=recipe.new_head,
     )
-    new: Collection[str] = report.new_parameters
+    new: Collection[str] = [n for n in report.new_parameters if not set(unused) & set(n.split("."))]
     reference: Reference = {}
     if folder is not None or (recipe.adapter is not None and fitting):
         reference = reference_of(model, {*head_parameter_names(model), *new})
@@ -136,7 +137,23 @@ def assemble(
     if recipe.freeze and fitting:
         freeze(model, list(recipe.freeze))
     train_mode(model, is_whole=is_adapted(model))
+    leave_alone(model, unused, report.new_parameters)
     return model, reference, [*new]
+
+
+def leave_alone(model: PreTrainedModel, unused: tuple[str, ...], new: Collection[str]) -> None:
+    """Keep modules out of training: DDP would wait for gradients that never come.
+
+    Args:
+        model: Changed by it.
+        unused: Names of modules.
+        new: Parameters that the weights lack; of these modules they become 0, the same in each start of a run.
+    """
+    for name, parameter in model.named_parameters():
+        if set(unused) & set(name.split(".")):
+            parameter.requires_grad_(False)
+            if any(name.endswith(n) for n in new):
+                parameter.data.zero_()
 
 
 def put_on(

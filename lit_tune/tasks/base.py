@@ -51,6 +51,7 @@ class Spec:
         baseline: What a model that ignores its input scores on train, by metric name (``accuracy``, ``loss``, ...).
         unit: What has a label: ``row``, or ``word``.
         num_units: Units of the train split, where they are not the rows.
+        score_range: Least and greatest score that a row can have, where rows have scores.
     """
 
     problem_type: str
@@ -60,6 +61,7 @@ class Spec:
     baseline: dict[str, float] = field(default_factory=dict)
     unit: str = "row"
     num_units: int = 0
+    score_range: list[float] = field(default_factory=list)
 
     @property
     def total(self) -> int:
@@ -108,6 +110,12 @@ class Task(ABC):
 
     txt_rows: ClassVar[TxtRows] = "line"
     """What is a row of a txt file where ``data.txt_rows`` does not say."""
+
+    unused_modules: ClassVar[tuple[str, ...]] = ()
+    """Parts of the model, by name, that the task never asks: not trained, and they may be missing in the weights."""
+
+    library: ClassVar[str] = "transformers"
+    """The Hub's name of the library that uses the exported model."""
 
     needs_offsets: ClassVar[bool] = False
     """Whether ``encode`` asks where in the text a token stands, which only fast tokenizers know."""
@@ -227,6 +235,17 @@ class Task(ABC):
         """
         return WholeRows(rows)
 
+    def rows_together(self, train_batch_size: int) -> int:
+        """How many rows are scored together, each other's negatives for example: no cut of a step tears them apart.
+
+        Args:
+            train_batch_size: ``data.train_batch_size``, which must be a multiple of it.
+
+        Raises:
+            ConfigError: It is not.
+        """
+        return 1
+
     def predict_units(self, rows: datasets.Dataset, reader: TextReader) -> Units:
         """What ``predict`` draws batches from: one record is made of each. Default: as in evaluation."""
         return self.units(rows, False, reader)
@@ -263,6 +282,10 @@ class Task(ABC):
 
     def configure(self, model_config: PretrainedConfig, spec: Spec) -> None:  # noqa: B027 - many tasks need nothing
         """Write labels and problem type into the model's config."""
+
+    def files(self, model_config: PretrainedConfig, max_length: int) -> dict[str, str]:
+        """What an export has beside the model, for a library of its own: path -> content."""
+        return {}
 
     def forward(self, model: PreTrainedModel, batch: Batch) -> Any:
         """Run the model without labels."""

@@ -6,7 +6,9 @@ from lit_tune.models.text_reader import TextReader
 from lit_tune.tasks.base import Task
 
 
-def padding_of(task: Task, reader: TextReader, to_max_length: bool, multiple_of: int | None, seed: int) -> Padding:
+def padding_of(
+    task: Task, reader: TextReader, to_max_length: bool, multiple_of: int | None, seed: int, together: int
+) -> Padding:
     """What a collator is given.
 
     Args:
@@ -15,6 +17,7 @@ def padding_of(task: Task, reader: TextReader, to_max_length: bool, multiple_of:
         to_max_length: Always pad to the model's length.
         multiple_of: Round the length up to a multiple.
         seed: Of the order of training.
+        together: Rows that are scored together.
     """
     return Padding(
         pad_token_id=reader.tokenizer.pad_token_id,
@@ -25,4 +28,5 @@ def padding_of(task: Task, reader: TextReader, to_max_length: bool, multiple_of:
         pad_token_type_id=reader.tokenizer.pad_token_type_id,
         vocabulary=Vocabulary(reader.tokenizer),
         seed=seed,
+        together=together,
     )

@@ -72,6 +72,24 @@ def test_micro_batches_never_exceed_the_batch_size():
             assert all(len(b) <= 4 for b in cut(range(size), 4, 3, rank))
 
 
+@pytest.mark.parametrize("num_rows", [1, 15, 16, 33, 50])
+def test_groups_are_the_same_in_every_cut_and_are_never_torn_apart(num_rows):
+    def groups(batches: list[list[int]]) -> list[tuple[int, ...]]:
+        return [tuple(b[i : i + 4]) for b in batches for i in range(0, len(b), 4) if b != [FILLER]]
+
+    order = epoch_order(num_rows, 7, 0).tolist()
+    expected = sorted(tuple(order[i : i + 4]) for i in range(0, num_rows, 4))
+    for batch, accumulate, ranks in [(16, 1, 1), (4, 4, 1), (4, 2, 2), (8, 1, 2), (4, 1, 4), (4, 1, 3)]:
+        samplers = [TrainBatchSampler(num_rows, batch, accumulate, ranks, r, 7, together=4) for r in range(ranks)]
+        assert sorted(g for sampler in samplers for g in groups(list(sampler))) == expected
+        assert len({len(list(sampler)) for sampler in samplers} | {len(samplers[0])}) == 1
+    for batch, ranks in itertools.product([1, 4, 6, 64], [1, 2, 3]):
+        evaluated = [EvalBatchSampler(num_rows, batch, ranks, r, together=4) for r in range(ranks)]
+        found = sorted(g for sampler in evaluated for g in groups(list(sampler)))
+        assert found == [tuple(range(i, min(i + 4, num_rows))) for i in range(0, num_rows, 4)]
+        assert {len(list(sampler)) for sampler in evaluated} == {len(evaluated[0])}
+
+
 def test_an_evaluation_sampler_holds_no_list_of_all_rows():
     import tracemalloc
 
