@@ -245,3 +245,28 @@ def toy_chats(count: int, seed: int = 0) -> list[dict]:
             messages.append({"role": "assistant", "content": " ".join(answer[1:])})
         rows.append({"messages": messages})
     return rows
+
+
+def toy_pairs(count: int, seed: int = 0) -> list[dict]:
+    """Two texts that share some of their words, how large that share is from 0 to 5, and a text that shares none."""
+    rng = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        words = rng.sample(WORDS, rng.randint(3, 8))
+        shared = rng.randint(0, len(words))
+        others = [w for w in WORDS if w not in words]
+        second = words[:shared] + rng.sample(others, len(words) - shared)
+        rng.shuffle(second)
+        score = round(5 * shared / len(words), 2)
+        negative = " ".join(rng.sample(others, 3))
+        rows.append(
+            {
+                "sentence1": " ".join(words),
+                "sentence2": " ".join(second),
+                "score": score,
+                "anchor": " ".join(words),
+                "positive": " ".join(rng.sample(words, len(words))[: rng.randint(2, 8)]),
+                "negative": negative,
+            }
+        )
+    return rows

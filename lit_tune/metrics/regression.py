@@ -16,6 +16,11 @@ def regression_metrics() -> MetricCollection:
     return MetricCollection({"moments": RegressionMoments(), "spearman": Spearman()}, compute_groups=False)
 
 
+def similarity_metrics() -> MetricCollection:
+    """``spearman pearson``; update with cosines and scores, each (B,)."""
+    return MetricCollection({"spearman": Spearman(), "moments": Pearson()}, compute_groups=False)
+
+
 def merge_moments(a: Tensor, b: Tensor) -> Tensor:
     """Moments of two sets of pairs together (Chan, Golub, LeVeque 1979), exact where sums of squares would cancel.
 
@@ -87,3 +92,11 @@ class RegressionMoments(StreamingMetric):
             "r2": 1 - squared / spread_y if enough else nan,
             "pearson": correlation if enough and bool(preds_vary) else nan,
         }
+
+
+class Pearson(RegressionMoments):
+    """Pearson's r alone, of predictions that are on another scale than the targets."""
+
+    def compute(self) -> dict[str, Tensor]:
+        """``pearson``."""
+        return {"pearson": super().compute()["pearson"]}

@@ -22,6 +22,7 @@ from lit_tune.models.layers import head_parameter_names
 log = logging.getLogger("lit_tune")
 
 TASK_TYPES = {
+    "AutoModel": "FEATURE_EXTRACTION",
     "AutoModelForSequenceClassification": "SEQ_CLS",
     "AutoModelForTokenClassification": "TOKEN_CLS",
     "AutoModelForQuestionAnswering": "QUESTION_ANS",

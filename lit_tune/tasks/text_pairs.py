@@ -1,4 +1,4 @@
-"""Two texts -> tokens, the first cut and the second kept."""
+"""Texts -> tokens: two read together, the first cut and the second kept; or each read by itself."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -39,6 +39,31 @@ def encode_pairs(
             for name, values in short.items():
                 for i, value in zip(rows, values, strict=True):
                     features[name][i] = value
+    return features, num_tokens
+
+
+def encode_alone(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> tuple[dict[str, list[Any]], list[int]]:
+    """Tokenize texts, and cut the end off those that are too long.
+
+    Args:
+        texts: N texts.
+        tokenizer: Any.
+        max_length: Tokens at which a text is cut.
+
+    Returns:
+        Features, and the number of tokens of each text before cutting.
+    """
+    whole: Any = tokenizer(list(texts), truncation=False, **_OPTIONS)
+    features: dict[str, list[Any]] = {name: list(values) for name, values in whole.items()}
+    num_tokens = [len(ids) for ids in features["input_ids"]]
+    long = [i for i, n in enumerate(num_tokens) if n > max_length]
+    if long:
+        short: Any = tokenizer([texts[i] for i in long], truncation=True, max_length=max_length, **_OPTIONS)
+        for name, values in short.items():
+            for i, value in zip(long, values, strict=True):
+                features[name][i] = value
     return features, num_tokens
 
 
