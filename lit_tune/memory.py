@@ -36,7 +36,8 @@ def explain(batch: Mapping[str, Any], device: torch.device, doing: str, settings
     return OutOfMemory(
         f"out of memory in {doing}: a batch of {' x '.join(f'{n:,}' for n in shape)}, peak {used(device)}",
         where=key,
-        fix=", or ".join(remedies(key, shape, settings)[:3]) or "a smaller model, or a device with more memory",
+        fix=", or ".join(remedies(key, shape, settings, rows_together(batch))[:3])
+        or "a smaller model, or a device with more memory",
     )
 
 
@@ -48,8 +49,19 @@ def used(device: torch.device) -> str:
     return f"{peak} of {torch.cuda.get_device_properties(device).total_memory / 1e9:.1f} GB"
 
 
-def remedies(key: str, shape: tuple[int, ...], settings: Mapping[str, Any]) -> list[str]:
+def rows_together(batch: Mapping[str, Any]) -> int:
+    """Rows of a batch that are scored with each other, so that fewer in a batch would be another problem."""
+    return int(batch.get("aside", {}).get("group_rows", 1))
+
+
+def remedies(key: str, shape: tuple[int, ...], settings: Mapping[str, Any], together: int = 1) -> list[str]:
     """Settings that need less memory than those in use, the harmless ones first.
+
+    Args:
+        key: ``data.train_batch_size`` or ``data.eval_batch_size``.
+        shape: Of the batch.
+        settings: Values in use by config key.
+        together: Rows that stay in one batch.
 
     >>> remedies("data.eval_batch_size", (64, 512), {"data.eval_batch_size": 64, "trainer.precision": "bf16-mixed"})
     ['data.eval_batch_size: 32 (the same result)', 'data.max_length: 256']
@@ -57,11 +69,15 @@ def remedies(key: str, shape: tuple[int, ...], settings: Mapping[str, Any]) -> l
     found = []
     size = int(settings.get(key) or (shape[0] if shape else 1))
     training = key == "data.train_batch_size"
-    cut = halved(size, int(settings.get("trainer.accumulate_grad_batches") or 1))
+    groups, accumulate = max(1, size // together), int(settings.get("trainer.accumulate_grad_batches") or 1)
+    cut = halved(groups, accumulate)
+    at_once = int(settings.get("task.init_args.texts_at_once") or 2 * together)
+    if together > 1 and at_once > 1:
+        found.append(f"task.init_args.texts_at_once: {at_once // 2} (the same result, a third slower)")
     if training and cut is not None:
         same = "the same result; data.auto_batch: true finds it"
-        found.append(f"{key}: {cut[0]} with trainer.accumulate_grad_batches: {cut[1]} ({same})")
-    elif size > 1:
+        found.append(f"{key}: {cut[0] * together} with trainer.accumulate_grad_batches: {cut[1]} ({same})")
+    elif groups > 1:
         found.append(f"{key}: {size // 2} (the same result)")
     if training and not settings.get("model.gradient_checkpointing"):
         found.append("model.gradient_checkpointing: true (20-30 % slower)")

@@ -39,6 +39,15 @@ def test_what_is_in_use_already_is_not_proposed():
     assert explain(BATCH, CPU, "training", settings).fix == "data.max_length: 256"
 
 
+def test_rows_that_are_compared_with_each_other_stay_together():
+    batch = {**BATCH, "aside": {"group_rows": 8}}
+    few = "task.init_args.texts_at_once: 8 (the same result, a third slower)"
+    for size, fewer in ((16, "data.train_batch_size: 8 with"), (8, "model.gradient_checkpointing")):
+        first, second, *_ = explain(batch, CPU, "training", {"data.train_batch_size": size}).fix.split(", or ")
+        assert first == few
+        assert second.startswith(fewer)
+
+
 def test_in_evaluation_the_batch_of_evaluation_is_named():
     error = explain(BATCH, CPU, "val", {"data.train_batch_size": 4, "data.eval_batch_size": 64})
     assert error.where == "data.eval_batch_size"

@@ -14,7 +14,7 @@ LOW_LR = 1e-7
 
 def advice(s: Situation) -> list[Finding]:
     """All of it."""
-    return [*learning_rate(s), *same_files(s)]
+    return [*learning_rate(s), *same_files(s), *groups(s)]
 
 
 def learning_rate(s: Situation) -> Iterator[Finding]:
@@ -43,6 +43,20 @@ def same_files(s: Situation) -> Iterator[Finding]:
             "val and test are the same rows: the best weights are chosen on them, so that the test looks too good",
             where="data.test",
             fix="rows of its own for data.test",
+        )
+
+
+def groups(s: Situation) -> Iterator[Finding]:
+    """Rows that are compared with each other are those of a batch, which more batches in a step do not change."""
+    if not str(s["task.class_path"]).endswith(".SentenceEmbedding") or s["task.init_args.loss"] == "cosine":
+        return
+    batches = (s["trainer.accumulate_grad_batches"] or 1) * s.num_ranks
+    size = s["data.train_batch_size"]
+    if s.verb == "fit" and s["task.init_args.group_size"] is None and batches > 1:
+        yield warning(
+            f"{size} rows are compared with each other, not the {size * batches} of a step",
+            where="task.init_args.group_size",
+            fix=f"{size} says that it is meant so; or a larger data.train_batch_size, with texts_at_once: {size}",
         )
 
 

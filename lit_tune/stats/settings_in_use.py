@@ -20,6 +20,7 @@ ADVISED_KEYS = (
     "task.init_args.label_column",
     "task.init_args.label_smoothing",
     "task.init_args.question_column",
+    "task.init_args.score_column",
     "task.init_args.tags_column",
     "task.init_args.text_columns",
     "task.init_args.tokens_column",
@@ -116,4 +117,5 @@ def settings_in_use(module: Any) -> dict[str, Any]:
         "input_key": f"task.init_args.{module.task.input_key}",
         **{f"task.init_args.{k}": v for k, v in module.task.settings().items()},
         "task.init_args.label_smoothing": getattr(module.task, "label_smoothing", None),
+        "task.init_args.texts_at_once": getattr(module.task, "texts_at_once", None),
     }

@@ -71,7 +71,6 @@ from sentence_transformers import SentenceTransformer
 model = SentenceTransformer("PATH_OR_ID")
 embeddings = model.encode(["It rains.", "The weather is wet.", "He plays chess."])
 similarities = model.similarity(embeddings, embeddings)"""
-    label_key = "score_column"
     unused_modules = ("pooler",)
 
     def __init__(
@@ -92,6 +91,7 @@ similarities = model.similarity(embeddings, embeddings)"""
         self.loss_name, self.score_column, self.score_range = loss, score_column, score_range
         self.pooling, self.normalize, self.scale, self.symmetric = pooling, normalize, scale, symmetric
         self.group_size, self.texts_at_once = group_size, texts_at_once
+        self.label_key = "score_column" if self.has_scores else "text_columns"  # type: ignore[misc]
         raise_problems(list(self.wrong_settings()))
 
     def wrong_settings(self) -> Iterator[LitTuneError]:

@@ -245,3 +245,16 @@ def test_rates_that_forget_or_stand_still_and_a_test_split_that_chose_the_weight
     same = situation(data__val=str(tmp_path / "a.csv"), data__test=[str(tmp_path / "link.csv")])
     assert "val and test are the same rows" in told(advice(same))[0][1]
     assert advice(situation(data__val="a.csv", data__test=str(Path("b.csv")))) == []
+
+
+def test_more_batches_in_a_step_are_no_more_negatives():
+    def found(accumulate=1, devices=1, **given):
+        task = {"class_path": "lit_tune.tasks.sentence_embedding.SentenceEmbedding", "init_args": given}
+        s = situation(trainer__accumulate_grad_batches=accumulate, trainer__devices=devices)
+        return told(advice(Situation({**s.config, "task": task}, "fit")))
+
+    assert (
+        "16 rows are compared with each other, not the 64" in found(accumulate=2, devices=2, loss="contrastive")[0][1]
+    )
+    assert found(loss="contrastive") == found(accumulate=4, loss="contrastive", group_size=16) == []
+    assert found(accumulate=4, loss="cosine") == []
