@@ -69,15 +69,14 @@ def remedies(key: str, shape: tuple[int, ...], settings: Mapping[str, Any], toge
     found = []
     size = int(settings.get(key) or (shape[0] if shape else 1))
     training = key == "data.train_batch_size"
-    groups, accumulate = max(1, size // together), int(settings.get("trainer.accumulate_grad_batches") or 1)
-    cut = halved(groups, accumulate)
+    cut = halved(size, int(settings.get("trainer.accumulate_grad_batches") or 1), together)
     at_once = int(settings.get("task.init_args.texts_at_once") or 2 * together)
     if together > 1 and at_once > 1:
         found.append(f"task.init_args.texts_at_once: {at_once // 2} (the same result, a third slower)")
     if training and cut is not None:
         same = "the same result; data.auto_batch: true finds it"
-        found.append(f"{key}: {cut[0] * together} with trainer.accumulate_grad_batches: {cut[1]} ({same})")
-    elif groups > 1:
+        found.append(f"{key}: {cut[0]} with trainer.accumulate_grad_batches: {cut[1]} ({same})")
+    elif size > together:
         found.append(f"{key}: {size // 2} (the same result)")
     if training and not settings.get("model.gradient_checkpointing"):
         found.append("model.gradient_checkpointing: true (20-30 % slower)")
@@ -90,17 +89,24 @@ def remedies(key: str, shape: tuple[int, ...], settings: Mapping[str, Any], toge
     return found
 
 
-def halved(batch_size: int, accumulate: int) -> tuple[int, int] | None:
+def halved(batch_size: int, accumulate: int, together: int = 1) -> tuple[int, int] | None:
     """At most half the micro-batch and as many more of them, so that the effective batch is exactly the same.
 
+    Args:
+        batch_size: Rows per micro-batch.
+        accumulate: Micro-batches per optimizer step.
+        together: Rows that stay in one micro-batch; ``batch_size`` is a multiple of it.
+
     Returns:
-        Batch size and accumulation; None where the micro-batch is a single row.
+        Batch size and accumulation; None where the micro-batch is a single row, or a single group of rows.
 
     >>> halved(16, 1), halved(6, 1), halved(5, 2), halved(5, 1), halved(1, 8)
     ((8, 2), (3, 2), (2, 5), (1, 5), None)
+    >>> halved(48, 1, together=16), halved(16, 1, together=16)
+    ((16, 3), None)
     """
     rows = batch_size * accumulate
-    smaller = next((size for size in range(batch_size // 2, 0, -1) if rows % size == 0), None)
+    smaller = next((n for n in range(batch_size // 2, 0, -1) if rows % n == 0 and n % together == 0), None)
     return None if smaller is None else (smaller, rows // smaller)
 
 

@@ -32,12 +32,11 @@ class AutoBatch(Callback):
             "eval_batch_size": data.eval_batch_size,
         }
         if trainer.training:
-            # in whole groups of rows that are scored together
-            cut = halved(data.train_batch_size // data.together, trainer.accumulate_grad_batches)
-            less = dict(zip(sizes, (cut[0] * data.together, cut[1]), strict=False)) if cut else {}
+            cut = halved(data.train_batch_size, trainer.accumulate_grad_batches, data.together)
+            less = dict(zip(sizes, cut, strict=False)) if cut else {}
             rewind(trainer)
         else:
-            less = {"eval_batch_size": data.eval_batch_size // 2} if data.eval_batch_size > 1 else {}
+            less = {"eval_batch_size": data.eval_batch_size // 2} if data.eval_batch_size > data.together else {}
         if not less:
             return
         exception.retry_with = {**sizes, **less}
