@@ -8,8 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from transformers import PretrainedConfig
-from transformers.utils import cached_file
 
 from lit_tune.errors import ModelError
 from lit_tune.models.load_errors import first_line
@@ -85,16 +86,33 @@ def files(hidden_size: int, pooling: Pooling, normalize: bool, max_length: int) 
 
 
 def _read(name: str, commit: str | None, path: str) -> Any:
-    """A json file of a folder or a Hub repository; None where it is not there."""
+    """A json file of a folder or a Hub repository; None where it is known not to be there."""
     try:
-        found = cached_file(name, path, revision=commit, _raise_exceptions_for_missing_entries=False)
-        return None if found is None else json.loads(Path(found).read_text("utf-8"))
+        found = str(Path(name) / path) if Path(name).is_dir() else _downloaded(name, commit, path)
+        return json.loads(Path(found).read_text("utf-8")) if found and Path(found).is_file() else None
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"{path} of {name} cannot be read, which says how it pools: {first_line(str(error))}",
+            f"{path} of {name} cannot be read, which would say how it pools: {first_line(str(error))}",
             where="model.model_name_or_path",
             fix=f"{KEY}: mean (or cls, last, max)",
         ) from error
+
+
+def _downloaded(name: str, commit: str | None, path: str) -> str | None:
+    """Where the file lies; None where the repository has none.
+
+    Raises:
+        OSError: The Hub cannot be asked.
+    """
+    known = try_to_load_from_cache(name, path, revision=commit)
+    if known is not None:
+        return known if isinstance(known, str) else None  # else it was asked for before, and was not there
+    try:
+        return hf_hub_download(name, path, revision=commit)
+    except LocalEntryNotFoundError as error:
+        raise OSError("not in the cache, and the Hub does not answer") from error
+    except EntryNotFoundError:
+        return None
 
 
 def _unknown(name: str, what: str) -> ModelError:

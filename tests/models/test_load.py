@@ -335,13 +335,14 @@ import sys
 from transformers import AutoModelForSequenceClassification
 from lit_tune.errors import LitTuneError
 from lit_tune.models.load import build_model, load_config, load_tokenizer
+from lit_tune.models.sentence_folders import pooling_of_model
 for name, _, revision in (argument.partition("@") for argument in sys.argv[1:]):
     revision = revision or None
     try:
         config = load_config(name, revision)
         load_tokenizer(name, revision)
         build_model(AutoModelForSequenceClassification, name, config, revision=revision)
-        print("loaded")
+        print("loaded, pooled by", pooling_of_model(config))  # the file that would say it is not there
     except LitTuneError as error:
         print(str(error).replace(chr(10), " | "))
 """
@@ -375,14 +376,14 @@ def test_what_the_hub_refuses_is_told_apart(tiny, tmp_path):
     finally:
         server.shutdown()
         server.server_close()
-    assert loaded == "loaded"
+    assert loaded == "loaded, pooled by mean"
     assert revision.startswith("model.revision: org/tiny has no revision 'nowhere'")
     assert "org/gated is gated" in gated
     assert "hf auth login" in gated
     assert "no model 'org/missing' on the Hub" in missing
     assert "org/pickled has no safetensors weights" in pickled
     cached, offline = in_new_process(tmp_path, "org/tiny", "org/other", HF_ENDPOINT=endpoint, HF_HUB_OFFLINE="1")
-    assert cached == "loaded"
+    assert cached == "loaded, pooled by mean"
     assert "org/other is not in the local cache and the Hub cannot be reached" in offline
 
 

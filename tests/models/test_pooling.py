@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from toy import make_tiny_model
-from transformers import AutoConfig
+from transformers import AutoConfig, BertConfig
 
 from lit_tune.errors import ModelError
 from lit_tune.models import sentence_folders
@@ -96,3 +96,12 @@ def test_what_is_written_is_read_again(pooling, tmp_path):
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_text(content)
     assert sentence_folders.pooling_of_model(AutoConfig.from_pretrained(tmp_path)) == pooling
+
+
+def test_a_repository_that_cannot_be_asked_is_an_error_and_no_guess(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    config = BertConfig()
+    config.name_or_path = "nobody/has-this"
+    with pytest.raises(ModelError, match=r"modules.json of nobody/has-this cannot be read") as caught:
+        sentence_folders.pooling_of_model(config)
+    assert "pooling: mean" in caught.value.fix
