@@ -39,6 +39,16 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "suffix": "csv",
         "folder": "sick",
     },
+    "sick_similarity": {
+        "class_path": "SentenceEmbedding",
+        "task": {"loss": "cosine"},
+        "score_range": (1.0, 5.0),
+        "lr": 5e-5,
+        "epochs": 1,
+        "suffix": "csv",
+        "folder": "sick",
+        "limits": {"train": 1600, "val": 300, "test": 2000},
+    },
     "wnut17": {
         "class_path": "TokenClassification",
         "task": {},
@@ -89,9 +99,11 @@ def files_of(name: str, data: Path, scratch: Path) -> dict[str, str]:
         files[split].write_text("\n".join(lines), encoding="utf-8")
     for split, limit in settings.get("limits", {}).items():
         with files[split].open(encoding="utf-8") as file:
-            lines = file.readlines()  # jsonl: a row is a line
+            lines = file.readlines()  # a row is a line
+        header = lines[:1] if settings["suffix"] == "csv" else []
         files[split] = scratch / files[split].name
-        files[split].write_text("".join(random.Random(0).sample(lines, limit)), encoding="utf-8")
+        kept = random.Random(0).sample(lines[len(header) :], limit)
+        files[split].write_text("".join([*header, *kept]), encoding="utf-8")
     return {s: str(f) for s, f in files.items() if f.exists()}
 
 
@@ -133,15 +145,27 @@ HF_SIDES = {
     "MultipleChoice": "quality_hf_choices",
     "QuestionAnswering": "quality_hf_answers",
     "MaskedLM": "quality_hf_masked",
+    "SentenceEmbedding": "quality_sentence_transformers",
 }
-"""Task -> the script that does the same with HF Trainer."""
-PEERS = {"lit_tune": run_lit_tune, "hf_trainer": run_hf_trainer}
+"""Task -> the script that does the same with HF Trainer, or with the trainer that sentence-transformers made of it."""
+
+
+def run_untrained(
+    settings: dict[str, Any], files: dict[str, str], model: str, seed: int, scratch: Path
+) -> dict[str, Any]:
+    """The model as it is, where it can do something without training: embeddings."""
+    peer = importlib.import_module(HF_SIDES[settings["class_path"]])
+    return peer.run_untrained(settings, files, model, seed, scratch)
+
+
+PEERS = {"lit_tune": run_lit_tune, "hf_trainer": run_hf_trainer, "untrained": run_untrained}
 HEADLINE = {
     "wnut17": ("f1", "precision", "recall"),
     "codah": ("accuracy", "loss"),
     "xquad_en": ("f1", "exact_match"),
     "wikitext2": ("loss", "perplexity"),
     "goemotions": ("f1_micro", "f1_macro"),
+    "sick_similarity": ("spearman", "pearson"),
     "sick_regression": ("pearson", "spearman", "mse"),
 }
 
@@ -153,7 +177,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=["lit_tune", "hf_trainer"])
     parser.add_argument("--output", type=Path, default=Path("quality.jsonl"))
     options = parser.parse_args()
     results: dict[str, list[dict[str, Any]]] = {peer: [] for peer in options.peers}
