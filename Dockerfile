@@ -16,7 +16,7 @@ FROM ${BASE_IMAGE} AS dependencies
 # torch on PyPI is the CUDA build for Linux (gigabytes more), so torch alone comes from this index, before the rest.
 # For GPUs name the index of a CUDA build. Empty: pip's own configuration decides; plain pip takes PyPI's CUDA build.
 ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
-# Extras of pyproject.toml, separated by spaces: `wandb`.
+# Extras of pyproject.toml, separated by spaces: `wandb`, `onnx`.
 ARG EXTRAS=""
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
 RUN set -eu; missing=""; \

@@ -30,7 +30,7 @@ VERBS: dict[str, str] = {
     "predict": "label the rows of data.predict with the run's best weights",
     "check": "look for all that would go wrong, without training: config, packages, devices, rows, model, disk",
     "prepare": "read, check and tokenize the data, cache it, and say what is in it; no weights are loaded",
-    "export": "copy the run's verified best weights to a folder; --merge adds an adapter to its base model",
+    "export": "write the run's verified best weights to a folder: as they are, merged, in half precision, or as ONNX",
     "schema": "print the JSON schema of a config, for editors that complete and check YAML",
 }
 """Verb -> one line, the summary of its function; one file each in ``lit_tune/commands``."""

@@ -13,6 +13,9 @@ from lit_tune.models.adapters import is_adapted
 from lit_tune.run_dir import environment
 from lit_tune.tasks.base import Task
 
+PLACE, FOLDER = '"PATH_OR_ID"', '"PATH_OF_FOLDER"'
+"""What a person, or ``lit-tune push``, puts the place of the model for."""
+
 SECTIONS = ("task", "optimizer", "lr_schedule", "seed_everything")
 """Sections of the config that are shown; ``data`` and ``model`` may hold private paths and are told in words."""
 
@@ -90,6 +93,33 @@ def usage(task: Task, adapted: bool, is_cnn: bool = False) -> str:
             f"model = {auto_class}.from_pretrained(base, config=AutoConfig.from_pretrained(folder))",
             "model = PeftModel.from_pretrained(model, folder)",
         ]
+    return "\n".join(["```python", *lines, "```"])
+
+
+def onnx_usage(task: Task, is_cnn: bool = False) -> str:
+    """How a folder with an ONNX graph is used.
+
+    Args:
+        task: What the model was trained for.
+        is_cnn: The model's class is lit-tune's; its tokenizer is found once that is imported.
+    """
+    texts, axis = '["a text", "another one"]', ""
+    if task.pipeline == "question-answering":
+        texts = '["Who came?"], ["Ann came."]'
+    elif task.pipeline == "multiple-choice":
+        texts, axis = '["It rained"] * 2, ["so he got wet.", "on Mars."]', "[None]"
+    lines = [
+        "import onnxruntime",
+        *(["import lit_tune.models.text_cnn"] if is_cnn else []),
+        "from transformers import AutoTokenizer",
+        "",
+        f"folder = {FOLDER}",
+        "tokenizer = AutoTokenizer.from_pretrained(folder)",
+        'session = onnxruntime.InferenceSession(f"{folder}/model.onnx")  # config.json names the labels',
+        f'tokens = tokenizer({texts}, padding=True, return_tensors="np")',
+        f"inputs = {{i.name: tokens[i.name]{axis} for i in session.get_inputs()}}",
+        "outputs = dict(zip([o.name for o in session.get_outputs()], session.run(None, inputs)))",
+    ]
     return "\n".join(["```python", *lines, "```"])
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from lit_tune.config.parameters import Parameter
-from lit_tune.errors import ConfigError
+from lit_tune.config.types import choices
+from lit_tune.errors import ConfigError, nearest
 
 
 def take_flags(tokens: list[str], parameters: list[Parameter]) -> tuple[dict[str, Any], list[str]]:
@@ -12,13 +13,14 @@ def take_flags(tokens: list[str], parameters: list[Parameter]) -> tuple[dict[str
 
     Args:
         tokens: What follows the verb.
-        parameters: The flags; a bool is a switch, a str or Path takes a value, a list[str] may be given several times.
+        parameters: The flags; a bool is a switch, a str, Path or Literal takes a value, a list[str] may be given
+            several times.
 
     Returns:
         Values by parameter name, only those given; the other tokens in order.
 
     Raises:
-        ConfigError: A value is missing, or a switch has one.
+        ConfigError: A value is missing or none of those there are, or a switch has one.
     """
     by_option = {option_of(p): p for p in parameters}
     values: dict[str, Any] = {}
@@ -42,11 +44,25 @@ def take_flags(tokens: list[str], parameters: list[Parameter]) -> tuple[dict[str
                 raise ConfigError("a value is missing", where=option, fix=f"{option} <value>")
             text = tokens[position]
             position += 1
+        check_choice(option, text, choices(parameter.hint))
         if parameter.hint == list[str]:
             values.setdefault(parameter.name, []).append(text)
         else:
             values[parameter.name] = Path(text) if parameter.hint in (Path, Path | None) else text
     return values, rest
+
+
+def check_choice(option: str, text: str, known: list[Any]) -> None:
+    """Refuse a value that is none of a Literal's.
+
+    Raises:
+        ConfigError: It is none of them.
+    """
+    if known and text not in known:
+        listed = " or ".join(known)
+        raise ConfigError(
+            f"takes {listed}, not {text!r}", where=option, fix=f"{option} {nearest(text, known) or known[0]}"
+        )
 
 
 def option_of(parameter: Parameter) -> str:

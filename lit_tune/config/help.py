@@ -3,12 +3,13 @@
 import re
 import textwrap
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any
 
 from lit_tune.config.flags import option_of
 from lit_tune.config.parameters import Parameter, parameters_of, summary_of
 from lit_tune.config.sections import DEFAULT_TASK, SECTIONS, TASK_TITLE, TOP_LEVEL, section_names, tasks
-from lit_tune.config.types import short
+from lit_tune.config.types import choices, short
 from lit_tune.errors import ConfigError, nearest
 
 NAME_WIDTH = 26
@@ -144,7 +145,10 @@ def _with_default(text: str, p: Parameter) -> str:
 
 
 def _flag(p: Parameter) -> str:
-    return option_of(p) if p.hint is bool else f"{option_of(p)} {'FILE' if p.name == 'output' else 'VALUE'}"
+    if p.hint is bool:
+        return option_of(p)
+    kind = "FILE" if p.hint in (Path, Path | None) else "VALUE"
+    return f"{option_of(p)} {'|'.join(choices(p.hint)) or kind}"
 
 
 def _shortened(p: Parameter) -> Parameter:

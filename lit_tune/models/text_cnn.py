@@ -102,15 +102,16 @@ class TextCnnModel(TextCnnPreTrainedModel):
             attention_mask = torch.ones_like(input_ids)
         mask = attention_mask.to(self.dtype)
         words = self.embeddings(input_ids) * mask.unsqueeze(-1)
-        found = [self.strongest(layer, words.transpose(1, 2), mask.unsqueeze(1)) for layer in self.filters]
+        sized = zip(self.filters, self.config.filter_sizes, strict=True)
+        found = [self.strongest(layer, size, words.transpose(1, 2), mask.unsqueeze(1)) for layer, size in sized]
         return BaseModelOutputWithPooling(last_hidden_state=words, pooler_output=torch.cat(found, dim=1))
 
     @staticmethod
-    def strongest(layer: nn.Module, words: Tensor, mask: Tensor) -> Tensor:
+    def strongest(layer: nn.Module, size: int, words: Tensor, mask: Tensor) -> Tensor:
         """(B, F) largest answers, 0 for a text without words; of (B, E, T) and (B, 1, T)."""
-        answers = functional.relu(layer(words))
-        size = answers.shape[-1] - words.shape[-1] + 1  # both ends were padded by size - 1
-        sees_text = functional.max_pool1d(functional.pad(mask, (size - 1, size - 1)), size, stride=1)
+        answers = functional.relu(layer(words))  # both ends were padded by size - 1
+        # a max_pool1d would do as well; the ONNX exporter (torch 2.13) takes its length for a constant
+        sees_text = functional.conv1d(mask, mask.new_ones(1, 1, size), padding=size - 1) > 0
         return (answers * sees_text).amax(-1)
 
 

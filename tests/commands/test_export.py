@@ -2,12 +2,12 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
 from checkpointing.resume_matrix import check
 from checkpointing.resume_matrix import fit as fit_options
+from commands.runs import config, said, train
 from safetensors.torch import load_file, save_file
 from toy import make_tiny_model, toy_rows, write_csv
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
@@ -19,47 +19,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing"),
     pytest.mark.filterwarnings("ignore:Found .* module.s. in eval mode"),
 ]
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("files")
-    make_tiny_model(folder / "tiny")
-    write_csv(folder / "train.csv", toy_rows(120, seed=1))
-    write_csv(folder / "test.csv", toy_rows(30, seed=3))
-    return folder
-
-
-def train(files: Path, run: Path, *more: str) -> Path:
-    options = ["--data.train", str(files / "train.csv"), "--data.test", str(files / "test.csv")]
-    options += ["--run_dir", str(run), "--trainer.accelerator", "cpu", "--optimizer.lr", "0.01", "--logger", "none"]
-    if "--model.model_name_or_path" not in more:
-        options += ["--model.model_name_or_path", str(files / "tiny")]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LIT_TUNE_CACHE", str(files / "cache"))
-        assert main(["fit", *options, "--trainer.max_epochs", "1", *more]) == 0
-    return run
-
-
-@pytest.fixture(scope="module")
-def finished(files, tmp_path_factory) -> Path:
-    """A run with LoRA, its settings given key by key."""
-    run = tmp_path_factory.mktemp("runs") / "lora"
-    return train(files, run, "--model.adapter.type", "lora", "--model.adapter.r", "4", "--model.adapter.dropout", "0.1")
-
-
-@pytest.fixture(scope="module")
-def whole(files, tmp_path_factory) -> Path:
-    """A run without adapter."""
-    return train(files, tmp_path_factory.mktemp("runs") / "whole")
-
-
-def config(run: Path) -> list[str]:
-    return ["--config", str(run / "config.yaml"), "--trainer.accelerator", "cpu"]
-
-
-def said(capsys) -> str:
-    return " ".join(capsys.readouterr().err.split())
 
 
 def test_the_start_says_what_is_trained(finished):
