@@ -31,6 +31,7 @@ VERBS: dict[str, str] = {
     "check": "look for all that would go wrong, without training: config, packages, devices, rows, model, disk",
     "prepare": "read, check and tokenize the data, cache it, and say what is in it; no weights are loaded",
     "export": "write the run's verified best weights to a folder: as they are, merged, in half precision, or as ONNX",
+    "push": "upload the run's verified best weights to the Hugging Face Hub, as one commit of a private repository",
     "schema": "print the JSON schema of a config, for editors that complete and check YAML",
 }
 """Verb -> one line, the summary of its function; one file each in ``lit_tune/commands``."""

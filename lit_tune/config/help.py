@@ -18,6 +18,8 @@ MAX_NOTE = 32
 KEYS_OF_A_CONFIG = "Keys of a config: `lr: 3e-5` under `optimizer:` in a file is `--optimizer.lr 3e-5` here."
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
+_ALSO_NEEDED = {"predict": " --data.predict new.csv", "export": " --output my_model", "push": " --repo my-model"}
+
 COMMON_FLAGS: list[tuple[str, str]] = [
     ("--config FILE, -c FILE", "A config in YAML; several overlay each other, keys on the command line come on top."),
     ("--print_config", "Print the resolved config and stop."),
@@ -67,8 +69,7 @@ def _usage(verb: str) -> str:
     if verb == "fit":
         lines.append("  lit-tune fit --data.train my.csv --model.model_name_or_path bert-base-uncased")
     elif verb != "prepare":
-        extra = {"predict": " --data.predict new.csv", "export": " --output my_model"}.get(verb, "")
-        lines.append(f"  lit-tune {verb} --config runs/my_run/config.yaml{extra}")
+        lines.append(f"  lit-tune {verb} --config runs/my_run/config.yaml{_ALSO_NEEDED.get(verb, '')}")
     return "\n".join(lines).replace(NO_BREAK, " ")
 
 
