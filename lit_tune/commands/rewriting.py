@@ -17,6 +17,7 @@ from lit_tune.models.assembly import assemble, load_as_anyone
 from lit_tune.models.load import load_tokenizer
 from lit_tune.models.onnx_graph import check_packages, write_graph
 from lit_tune.models.precision import cast, check_cast, name_of
+from lit_tune.models.probing import numbers_of
 from lit_tune.module import FineTuneModule
 from lit_tune.preflight.finished_run import check_export
 from lit_tune.run_dir import EXPORT_HASHES, RunDir
@@ -24,8 +25,6 @@ from lit_tune.run_dir import EXPORT_HASHES, RunDir
 CARD = "README.md"
 OF_WEIGHTS = (CONFIG, WEIGHTS, BASE, "model.safetensors", "model.safetensors.index.json", "model-*.safetensors", CARD)
 """Files of ``best/`` that a rewritten folder does not get as they are."""
-PROBE_TOKENS = 16
-"""Length of the two texts of random tokens that two models are compared on."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,8 @@ def rewrite(module: FineTuneModule, run_dir: RunDir, folder: Path, how: Rewritin
     assert module.spec is not None
     auto_class = module.task.auto_class
     model, *_ = assemble(auto_class, module.recipe, module.build_config(module.spec), fitting=False)
-    expected = probe_logits(module, model)
+    tokenizer, has_choices = load_tokenizer(str(run_dir.best)), module.task.pipeline == "multiple-choice"
+    expected = numbers_of(model, tokenizer, has_choices)
     check_export(run_dir, run_dir.read().get(EXPORT_HASHES, {}))  # what was read just now is what the run wrote
     said = []
     whole: Any = model
@@ -95,21 +95,20 @@ def rewrite(module: FineTuneModule, run_dir: RunDir, folder: Path, how: Rewritin
         whole = whole_model(model, how)
         said.append("merged")
     if how.onnx:
-        check_merged(module, whole.float(), expected)
-        tokenizer = load_tokenizer(str(run_dir.best))
-        difference = write_graph(whole, tokenizer, folder, has_choices=module.task.pipeline == "multiple-choice")
+        compare(numbers_of(whole, tokenizer, has_choices), expected, whole.dtype)
+        difference = write_graph(whole.float(), tokenizer, folder, has_choices)
         said.append(f"ONNX, at most {difference:.0e} from the model's own numbers")
     else:
         if how.dtype is not None:
             cast(whole, how.dtype)
         whole.save_pretrained(folder)
-        logits = probe_logits(module, load_as_anyone(auto_class, folder, whole.dtype))
+        logits = numbers_of(load_as_anyone(auto_class, folder, whole.dtype), tokenizer, has_choices)
         if how.dtype is not None:
             difference = check_cast(logits, expected, how.dtype)
             said.append(f"{name_of(how.dtype)}, logits differ by {difference:.0e} of their size")
         else:
             compare(logits, expected, whole.dtype)
-    load_tokenizer(str(run_dir.best)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     copy_rest(run_dir.best, folder)
     write_card(module, run_dir.best / CARD, folder, how, said, whole)
     return "; ".join(said)
@@ -129,11 +128,6 @@ def whole_model(model: Any, how: Rewriting) -> Any:
         raise ModelError(
             f"an ONNX graph holds a whole model: {error.what}", where="--format", fix="--format hf"
         ) from error
-
-
-def check_merged(module: FineTuneModule, model: Any, expected: torch.Tensor) -> None:
-    """Compare the merged weights in memory, where none are saved to be loaded again."""
-    compare(probe_logits(module, model), expected, model.dtype)
 
 
 def compare(logits: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
@@ -177,14 +171,3 @@ def write_card(
     if said:
         text = text.replace(now, f"{now}\n\nExported by `lit-tune export`: {'; '.join(said)}.")
     (folder / CARD).write_text(text, "utf-8")
-
-
-@torch.inference_mode()
-def probe_logits(module: FineTuneModule, model: Any) -> torch.Tensor:
-    """Logits of two texts of random tokens, in float64."""
-    model.eval()
-    generator = torch.Generator().manual_seed(0)
-    size = int(model.get_input_embeddings().num_embeddings)
-    tokens = torch.randint(0, size, (2, PROBE_TOKENS), generator=generator)
-    batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-    return module.task.scores(module.task.forward(model, batch)).double()

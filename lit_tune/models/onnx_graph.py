@@ -7,7 +7,6 @@ Shapes: B rows, N choices, T tokens.
 """
 
 import contextlib
-import inspect
 import io
 import logging
 import warnings
@@ -22,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_tune.errors import ConfigError, ModelError, is_out_of_memory
 from lit_tune.models.positions import max_positions
+from lit_tune.models.probing import fitting, flags, probe, real
 
 GRAPH = "model.onnx"
 WHERE = "--format"
@@ -147,61 +147,6 @@ def check_graph(model: PreTrainedModel, folder: Path, batches: list[dict[str, Te
                 )
             largest = max(largest, difference)
     return largest
-
-
-def real(batch: dict[str, Tensor], output: Tensor) -> Tensor:
-    """Where an output's numbers mean something: everywhere, or where there is a token and no padding."""
-    mask = batch["attention_mask"].bool()
-    per_token = output.shape[: mask.ndim] == mask.shape
-    return mask if per_token else torch.ones(output.shape[:1], dtype=torch.bool)
-
-
-def probe(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: int, tokens: int, has_choices: bool = False
-) -> dict[str, Tensor]:
-    """Random tokens under the names that the tokenizer gives and the model takes; rows of several lengths, padded.
-
-    Args:
-        model: The model.
-        tokenizer: The tokenizer.
-        rows: B.
-        tokens: T.
-        has_choices: (B, N, T), where N is one more than B, else (B, T).
-    """
-    shape = (rows, rows + 1, tokens) if has_choices else (rows, tokens)
-    generator = torch.Generator().manual_seed(rows * 1000 + tokens)
-    embeddings: Any = model.get_input_embeddings()
-    size = min(int(embeddings.num_embeddings), len(tokenizer))
-    pad = tokenizer.pad_token_id
-    ids = torch.randint(0, size, shape, generator=generator)
-    ids = torch.where(ids == pad, (ids + 1) % size, ids) if pad is not None else ids
-    lengths = torch.randint(max(1, tokens // 2), tokens + 1, shape[:-1], generator=generator)
-    lengths.view(-1)[0] = tokens
-    place = torch.arange(tokens)
-    if tokenizer.padding_side == "left":
-        place = place.flip(0)
-    mask = (place < lengths.unsqueeze(-1)).long()
-    if pad is not None:
-        ids = torch.where(mask == 1, ids, pad)
-    known = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
-    takes = inspect.signature(model.forward).parameters
-    wanted = {"input_ids", "attention_mask", *tokenizer.model_input_names}
-    return {name: value for name, value in known.items() if name in wanted and name in takes}
-
-
-def fitting(shape: tuple[int, int], limit: int | None) -> tuple[int, int]:
-    """The shape with no more tokens than the model reads.
-
-    >>> fitting((2, 128), 64), fitting((2, 128), None)
-    ((2, 64), (2, 128))
-    """
-    rows, tokens = shape
-    return rows, min(tokens, limit or tokens)
-
-
-def flags(model: PreTrainedModel) -> dict[str, bool]:
-    """A decoder's keys and values are not kept for the next token: the graph reads whole texts."""
-    return {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
 
 
 def reason_of(error: Exception) -> str:
