@@ -216,18 +216,19 @@ def test_nobody_answers_and_offline_mode(whole, hub, monkeypatch, capsys):
     assert "cannot be reached" in said(capsys)
 
 
-def test_an_upload_that_is_killed_leaves_nothing_to_be_seen_and_the_next_one_is_whole(whole, hub):
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_upload_that_is_ended_leaves_nothing_to_be_seen_and_the_next_one_is_whole(whole, hub, sent, code):
     hub.upload_may_end.clear()
     child = os.fork()
     if child == 0:
         huggingface_hub.close_session()
-        push(whole)
-        os._exit(0)
+        os._exit(push(whole))
     try:
         assert hub.upload_begun.wait(60)
     finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        os.kill(child, sent)
+        _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == code
     hub.upload_may_end.set()
     assert hub.repos["me/model"].files().keys() == {".gitattributes"}
     assert push(whole) == 0
