@@ -88,9 +88,9 @@ class FineTuneModule(L.LightningModule):
         self.gradient_checkpointing, self.compile_model, self.new_head = gradient_checkpointing, compile, new_head
         self.freeze_patterns = [freeze] if isinstance(freeze, str) else list(freeze or [])
         self.adapter, self.log_parameter_norms = adapter_settings(adapter), log_parameter_norms
-        self.optimizer_settings = OptimizerSettings(**dict(optimizer or {}))
-        self.schedule_settings = ScheduleSettings(**dict(lr_schedule or {}))
-        self.distillation = Distillation(task, DistillationSettings(**dict(distillation or {})))
+        self.optimizer_settings = OptimizerSettings(**(optimizer or {}))
+        self.schedule_settings = ScheduleSettings(**(lr_schedule or {}))
+        self.distillation = Distillation(task, DistillationSettings(**(distillation or {})))
 
         self.spec: Spec | None = None
         self.tokenizer: Any = None

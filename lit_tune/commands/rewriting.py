@@ -85,7 +85,8 @@ def rewrite(module: FineTuneModule, run_dir: RunDir, folder: Path, how: Rewritin
     """
     assert module.spec is not None
     auto_class = module.task.auto_class
-    model, *_ = assemble(auto_class, module.recipe, module.build_config(module.spec), fitting=False)
+    config, unused = module.build_config(module.spec), module.task.unused_modules
+    model, *_ = assemble(auto_class, module.recipe, config, fitting=False, unused=unused)
     tokenizer, has_choices = load_tokenizer(str(run_dir.best)), module.task.pipeline == "multiple-choice"
     expected = numbers_of(model, tokenizer, has_choices)
     check_export(run_dir, run_dir.read().get(EXPORT_HASHES, {}))  # what was read just now is what the run wrote
@@ -165,9 +166,9 @@ def write_card(
     now = onnx_usage(module.task, is_cnn) if how.onnx else usage(module.task, adapted=False, is_cnn=is_cnn)
     before = usage(module.task, adapted=adapter_folder(module.model_name) is not None, is_cnn=is_cnn)
     text = text.replace(before, now) if before in text else f"{text}\n{now}\n"
-    library = "onnx" if how.onnx else "transformers"
-    text = text.replace("library_name: peft", f"library_name: {library}")
-    text = text.replace("library_name: transformers", f"library_name: {library}")
+    library = "onnx" if how.onnx else module.task.library
+    for earlier in ("peft", "transformers", module.task.library):
+        text = text.replace(f"library_name: {earlier}\n", f"library_name: {library}\n")
     if said:
         text = text.replace(now, f"{now}\n\nExported by `lit-tune export`: {'; '.join(said)}.")
     (folder / CARD).write_text(text, "utf-8")

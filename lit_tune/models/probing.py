@@ -28,6 +28,8 @@ def numbers_of(model: Any, tokenizer: PreTrainedTokenizerBase, has_choices: bool
     """
     model.eval()
     batch = probe(model, tokenizer, *PROBED, has_choices)
+    if model.config.is_encoder_decoder and "decoder_input_ids" in parameters_of(model):
+        batch["decoder_input_ids"] = batch["input_ids"]
     outputs = model(**batch, **flags(model))
     found = [v for v in outputs.values() if isinstance(v, Tensor) and v.is_floating_point()]
     return torch.cat([value[real(batch, value)].double().flatten() for value in found])
