@@ -24,6 +24,7 @@ from lit_tune.datamodule import TokenizedDataModule
 from lit_tune.errors import LitTuneError, is_out_of_memory, raise_problems
 from lit_tune.imports import allow_import, allowed_imports, import_class, refused_imports
 from lit_tune.models.adapter_settings import adapter_settings
+from lit_tune.models.unfreeze_settings import unfreeze_settings
 from lit_tune.module import FineTuneModule
 from lit_tune.optim.optimizers import CLASSES, OptimizerSettings
 from lit_tune.optim.schedules import NAMES, ScheduleSettings
@@ -275,6 +276,7 @@ def _rules(config: dict[str, Any], verb: str) -> list[LitTuneError]:
         ),
         lambda: ScheduleSettings(**schedule),
         lambda: adapter_settings(config["model"]["adapter"]),
+        lambda: unfreeze_settings(config["model"]["unfreeze"]),
         lambda: None if schedule["name"] in NAMES else scheduler_class(schedule["name"], NAMES),
         lambda: import_class(task["class_path"], where="task.class_path")(**task["init_args"]),
     ]

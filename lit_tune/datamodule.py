@@ -307,7 +307,15 @@ class TokenizedDataModule(L.LightningDataModule):
             batches = part if isinstance(part, int) else None  # at most: nobody knows how long the stream is
         else:
             batches = batches_used(len(self.train_sampler()), part)
-        return total_steps(batches, trainer.accumulate_grad_batches, trainer.max_epochs, trainer.max_steps)
+        return total_steps(batches, self.accumulate, trainer.max_epochs, trainer.max_steps)
+
+    def steps_per_epoch(self) -> int | None:
+        """Optimizer steps of an epoch, or None for a stream: nobody knows how long it is."""
+        if self.preparation.stream is not None or self.trainer is None:
+            return None
+        return total_steps(
+            batches_used(len(self.train_sampler()), self.trainer.limit_train_batches), self.accumulate, 1, -1
+        )
 
     def collator(self) -> Collator:
         """The task's collator with this run's padding."""

@@ -6,7 +6,6 @@ Shapes: B examples, T tokens, C classes.
 """
 
 import logging
-import math
 from typing import Any, Literal, NoReturn
 
 import lightning as L
@@ -19,13 +18,15 @@ from lit_tune.memory import explain
 from lit_tune.metrics import scalars
 from lit_tune.models import load
 from lit_tune.models.adapter_settings import adapter_settings
-from lit_tune.models.adapters import is_adapted, trainable_line
 from lit_tune.models.assembly import Recipe, assemble
 from lit_tune.models.base_reference import Reference
+from lit_tune.models.introduction import introduce
+from lit_tune.models.unfreeze_settings import unfreeze_settings
+from lit_tune.models.unfreezing import Unfreezing, plan_stages
 from lit_tune.optim.adopt import configured_settings
 from lit_tune.optim.clipping import scale_and_clip
 from lit_tune.optim.optimizers import OptimizerSettings, build_optimizer
-from lit_tune.optim.schedules import ScheduleSettings, build_schedule, schedule_config
+from lit_tune.optim.schedules import ScheduleSettings, build_schedule, monitor_mode, move_plateaus, schedule_config
 from lit_tune.optim.step_guard import StepGuard, scaler_of
 from lit_tune.optim.window import Window, power_of_two_near
 from lit_tune.seeds import batch_seed, seed_everything
@@ -55,7 +56,10 @@ class FineTuneModule(L.LightningModule):
         attn_implementation: ``sdpa``, ``eager``, ``flash_attention_2`` ...; default: the model's own choice.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about 20-30 % slower.
         compile: Compile the model with ``torch.compile``.
-        freeze: Parameters that are not trained: ``backbone``, or regular expressions searched in parameter names.
+        freeze: Parameters that are not trained: ``backbone``, ``layers below 4`` (layers 1 to 3 and the embeddings), or
+            regular expressions searched in parameter names.
+        unfreeze: What is trained later of it: ``gradual`` (one layer per epoch from the top; ``{every_steps: 9}``), or
+            stages: ``[{at_epoch: 1, layers: top 2, lr: 1.0e-5}, {at_step: 500, patterns: [encoder]}]``.
         new_head: Replace the head of a model that was trained for other labels.
         adapter: Train an adapter and the head: ``lora``, ``dora``, ``rslora``, ``ia3``, ``prompt_tuning``; or with keys
             ``{type: lora, r: 8, alpha: 16, dropout: 0.0}``, or ``{class_path: peft.VeraConfig, init_args: {...}}``.
@@ -77,6 +81,7 @@ class FineTuneModule(L.LightningModule):
         gradient_checkpointing: bool = False,
         compile: bool = False,
         freeze: str | list[str] | None = None,
+        unfreeze: str | dict[str, Any] | list[dict[str, Any]] | None = None,
         new_head: bool = False,
         adapter: str | dict[str, Any] | None = None,
         log_parameter_norms: bool = False,
@@ -91,6 +96,7 @@ class FineTuneModule(L.LightningModule):
         self.optimizer_settings = OptimizerSettings(**(optimizer or {}))
         self.schedule_settings = ScheduleSettings(**(lr_schedule or {}))
         self.distillation = Distillation(task, DistillationSettings(**(distillation or {})))
+        self.unfreeze_settings, self.unfreezing = unfreeze_settings(unfreeze), Unfreezing()
 
         self.spec: Spec | None = None
         self.tokenizer: Any = None
@@ -128,6 +134,7 @@ class FineTuneModule(L.LightningModule):
         config, unused = self.build_config(self.spec), self.task.unused_modules
         made = assemble(self.task.auto_class, self.recipe, config, fitting, unused)
         self.model, self.base_reference, self.new_parameters = made
+        self.unfreezing = Unfreezing(self.model, plan_stages(self.model, self.unfreeze_settings) if fitting else ())
         self.task.prepare_model(self.model, self.tokenizer)
         self.evaluation = Evaluation(self.task, self.spec, (*VAL_STAGES, "test"), self.tokenizer)
         if self.compile_model:
@@ -156,13 +163,11 @@ class FineTuneModule(L.LightningModule):
         """Optimizer and schedule of the settings; total steps from the datamodule."""
         assert self.model is not None
         # a fused optimizer unscales inside step(), after our hook has read the gradients (norm 5903 for 5.76)
-        fused_allowed = scaler_of(self.trainer) is None
-        optimizer = build_optimizer(self.optimizer_settings, self.model, fused_allowed=fused_allowed)
-        total = self.trainer.datamodule.total_steps()  # type: ignore[attr-defined]
-        monitor = (self.schedule_settings.monitor or "").removeprefix("val/")
-        higher = self.task.metric_names(self.spec).get(monitor) if self.spec else None
-        mode: Literal["min", "max"] | None = None if higher is None else ("max" if higher else "min")
-        scheduler = build_schedule(self.schedule_settings, optimizer, total, mode)
+        fused_allowed, later, data = scaler_of(self.trainer) is None, self.unfreezing.stages, self.trainer.datamodule  # type: ignore[attr-defined]
+        per_epoch = data.steps_per_epoch() if later else None
+        optimizer = build_optimizer(self.optimizer_settings, self.model, fused_allowed, later, per_epoch)
+        mode = monitor_mode(self.schedule_settings, self.task.metric_names(self.spec) if self.spec else {})
+        scheduler = build_schedule(self.schedule_settings, optimizer, data.total_steps(), mode)
         self.configured = configured_settings(optimizer, scheduler)
         return {"optimizer": optimizer, "lr_scheduler": schedule_config(self.schedule_settings, scheduler)}
 
@@ -172,16 +177,17 @@ class FineTuneModule(L.LightningModule):
         """One line that says what is trained where."""
         assert self.model is not None
         self.distillation.start(self)
-        if self.new_parameters and self.trainer.ckpt_path is None:  # else the checkpoint has brought them
-            log.info("new weights: %s (not in %s, random)", ", ".join(self.new_parameters[:6]), self.model_name)
+        new = [] if self.trainer.ckpt_path is not None else self.new_parameters  # else the checkpoint has brought them
         ranks = f" x {self.trainer.world_size}" if self.trainer.world_size > 1 else ""
-        said = load.describe_model(self.model)
-        log.info("model    %s, precision %s, on %s%s", said, self.trainer.precision, self.device, ranks)
-        if is_adapted(self.model):
-            log.info("adapter  %s", trainable_line(self.model))
+        introduce(
+            self.model,
+            self.model_name,
+            new,
+            self.unfreezing.stages,
+            f"precision {self.trainer.precision}, on {self.device}{ranks}",
+        )
         if self.device.type == "cpu" and torch.cuda.is_available():
             log.warning("this run uses the CPU although there is a GPU. Fix: trainer.accelerator: gpu")
-        log.debug("%s", self.model)
 
     def on_train_start(self) -> None:
         """Scale of the losses, an empty window, and what a resumed run has left out before."""
@@ -196,7 +202,8 @@ class FineTuneModule(L.LightningModule):
         self.start_window()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Dropout, and whatever else is random, depends on nothing but the place in the run."""
+        """What is trained and what is random depends on nothing but the place in the run."""
+        self.unfreezing.follow(self.trainer)
         base, trainer = self.trainer.datamodule.default_seed, self.trainer  # type: ignore[attr-defined]
         seed_everything(batch_seed(base, trainer.current_epoch, batch_idx, trainer.global_rank))
 
@@ -318,14 +325,7 @@ class FineTuneModule(L.LightningModule):
         stages = VAL_STAGES[: len(loaders) if isinstance(loaders, list) else 1]
         for stage in stages:
             self.log_dict(self.evaluation.finish(stage), logger=False, add_dataloader_idx=False)
-        self.step_plateau_schedules()
-
-    def step_plateau_schedules(self) -> None:
-        """ReduceLROnPlateau moves with each validation, before any checkpoint of this step is written."""
-        for config in self.trainer.lr_scheduler_configs:
-            if config.reduce_on_plateau and config.monitor is not None:
-                value = scalars(self.evaluated["val"]).get(config.monitor.removeprefix("val/"))
-                config.scheduler.step(math.nan if value is None else value)  # type: ignore[arg-type]
+        move_plateaus(self.trainer.lr_scheduler_configs, scalars(self.evaluated["val"]))
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """The test split."""

@@ -38,11 +38,16 @@ class FrozenWeights(Callback):
             pl_module.register_load_state_dict_pre_hook(self.fill_in)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember the frozen parameters; one that a checkpoint brought along is not the base model's."""
+        """Remember the frozen parameters; one that a checkpoint brought along is not the base model's.
+
+        One that the optimizer has is trained later: it is written from the start, so that the weights of any step can
+        be loaded into the module of any other.
+        """
+        trained = {id(p) for optimizer in trainer.optimizers for g in optimizer.param_groups for p in g["params"]}
         self.base = {
             name: self.identity(name, parameter)
             for name, parameter in frozen_parameters(pl_module)
-            if self._loaded is None or name in self._loaded
+            if id(parameter) not in trained and (self._loaded is None or name in self._loaded)
         }
 
     def leave_out(self, module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: Any) -> None:

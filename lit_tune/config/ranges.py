@@ -107,3 +107,13 @@ ADAPTER_RANGES: dict[str, Range] = {
     "num_virtual_tokens": _COUNT,
 }
 """The same for the keys of ``model.adapter``, which reads them itself."""
+
+UNFREEZE_RANGES: dict[str, Range] = {
+    "at_epoch": _COUNT,
+    "at_step": _COUNT,
+    "every_epochs": _COUNT,
+    "every_steps": _COUNT,
+    "lr": _POSITIVE,
+    "warmup_steps": _NOT_NEGATIVE,
+}
+"""The same for the keys of ``model.unfreeze``."""

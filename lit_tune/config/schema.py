@@ -3,11 +3,13 @@
 from typing import Any
 
 from lit_tune.config.parameters import Parameter, parameters_of, summary_of
-from lit_tune.config.ranges import ADAPTER_RANGES, RANGES
+from lit_tune.config.ranges import ADAPTER_RANGES, RANGES, UNFREEZE_RANGES
 from lit_tune.config.sections import DEFAULT_TASK, SECTIONS, TASK_TITLE, TOP_LEVEL, Section, tasks
 from lit_tune.config.types import classes, json_schema
 from lit_tune.models.adapter_settings import KEY as ADAPTER
 from lit_tune.models.adapter_settings import TYPES, AdapterSettings
+from lit_tune.models.unfreeze_settings import GRADUAL, GradualSettings, StageSettings
+from lit_tune.models.unfreeze_settings import KEY as UNFREEZE
 from lit_tune.tasks.base import Task
 
 
@@ -72,7 +74,9 @@ def _init_args(name: str, task: type[Task]) -> dict[str, Any]:
 
 def _property(key: str, parameter: Parameter) -> dict[str, Any]:
     schema: dict[str, Any] = {"description": parameter.help} if parameter.help else {}
-    schema |= _adapter() if key == ADAPTER else json_schema(parameter.hint)
+    schema |= (
+        {ADAPTER: _adapter, UNFREEZE: _unfreeze}[key]() if key in (ADAPTER, UNFREEZE) else json_schema(parameter.hint)
+    )
     if not parameter.required and not classes(parameter.hint):
         schema["default"] = parameter.default
     if key in RANGES:
@@ -89,3 +93,17 @@ def _adapter() -> dict[str, Any]:
         properties[name] |= bounds.json_schema()
     settings = {"type": "object", "properties": properties, "additionalProperties": False}
     return {"anyOf": [{"enum": [*TYPES]}, settings, {"type": "null"}]}
+
+
+def _unfreeze() -> dict[str, Any]:
+    """``gradual``, a mapping (:class:`GradualSettings`), or a list of mappings (:class:`StageSettings`)."""
+
+    def mapping(settings: type) -> dict[str, Any]:
+        properties = {p.name: _property(f"{UNFREEZE}.{p.name}", p) for p in parameters_of(settings)}
+        for name, bounds in UNFREEZE_RANGES.items():
+            if name in properties:
+                properties[name] |= bounds.json_schema()
+        return {"type": "object", "properties": properties, "additionalProperties": False}
+
+    stages = {"type": "array", "items": mapping(StageSettings)}
+    return {"anyOf": [{"enum": [GRADUAL]}, mapping(GradualSettings), stages, {"type": "null"}]}

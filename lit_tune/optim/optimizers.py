@@ -3,6 +3,7 @@
 import inspect
 import logging
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 from lit_tune.errors import ConfigError, LitTuneError, nearest, raise_problems
 from lit_tune.imports import import_class
+from lit_tune.models.unfreezing import Stage
 from lit_tune.optim.param_groups import ParamGroup, build_param_groups, describe_groups
 
 log = logging.getLogger(__name__)
@@ -114,14 +116,22 @@ class OptimizerSettings:
         ]
 
 
-def build_optimizer(settings: OptimizerSettings, model: nn.Module, *, fused_allowed: bool) -> torch.optim.Optimizer:
-    """The optimizer over the model's trainable parameters, in named groups (see ``param_groups``), logged.
+def build_optimizer(
+    settings: OptimizerSettings,
+    model: nn.Module,
+    fused_allowed: bool,
+    stages: Sequence[Stage] = (),
+    steps_per_epoch: int | None = None,
+) -> torch.optim.Optimizer:
+    """The optimizer over the parameters that are trained now or later, in named groups (``param_groups``), logged.
 
     Args:
         settings: The ``optimizer`` section.
         model: The model, on the device it is trained on.
         fused_allowed: False where a fused optimizer is wrong: with 16-mixed, Lightning hands fused optimizers gradients
             that are still scaled.
+        stages: What is trained later.
+        steps_per_epoch: Optimizer steps of an epoch; None where it is not known.
 
     Raises:
         ConfigError: Unknown or missing class, a setting the class does not have, or one that it refuses.
@@ -131,7 +141,8 @@ def build_optimizer(settings: OptimizerSettings, model: nn.Module, *, fused_allo
     _check_init_args(settings, optimizer_class, signature)
     given = _given_settings(settings, optimizer_class, signature)
     arguments = {**_OWN_DEFAULTS.get(settings.name.lower(), {}), **given, **settings.init_args}
-    groups = build_param_groups(model, settings.lr, settings.weight_decay, settings.head_lr, settings.layer_lr_decay)
+    rates = (settings.lr, settings.weight_decay, settings.head_lr, settings.layer_lr_decay)
+    groups = build_param_groups(model, *rates, stages, steps_per_epoch)
     if _use_fused(settings, optimizer_class, signature, groups, fused_allowed):
         arguments["fused"] = True
     try:

@@ -7,7 +7,7 @@ step of a run uses ``multiplier(0)``. All values equal ``transformers.get_schedu
 import logging
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -85,6 +85,15 @@ def inverse_sqrt(step: int, warmup_steps: int) -> float:
         return step / warmup_steps
     timescale = warmup_steps or _INVERSE_SQRT_TIMESCALE
     return 1.0 / math.sqrt((step + timescale - warmup_steps) / timescale)
+
+
+def ramped(step: int, multiplier: Callable[[int], float], start: int, num_steps: int) -> float:
+    """A multiplier for parameters that are trained from ``start`` on: from 0 to it in ``num_steps``.
+
+    >>> [ramped(step, lambda _: 0.5, 2, 2) for step in range(6)]
+    [0.0, 0.0, 0.0, 0.25, 0.5, 0.5]
+    """
+    return multiplier(step) * min(1.0, max(0, step - start) / num_steps)
 
 
 class ScheduleSettings:
@@ -208,7 +217,14 @@ def build_schedule(
             or the class is unknown or refuses its arguments.
     """
     _warn_of_settings_without_effect(settings)
+    ramps = [group.get("ramp") for group in optimizer.param_groups]
     if settings.name not in NAMES:
+        if any(ramps):
+            raise ConfigError(
+                f"goes with {', '.join(NAMES)}, and not with {settings.name}",
+                where="model.unfreeze: warmup_steps",
+                fix="leave it out, or one of these as lr_schedule.name",
+            )
         return _by_class(settings, optimizer, total_steps, monitor_mode)
     if total_steps is None and settings.name in _NEED_TOTAL_STEPS:
         raise ConfigError(
@@ -216,7 +232,28 @@ def build_schedule(
             where="lr_schedule.name",
             fix="set trainer.max_steps, or use constant_with_warmup with the warm-up as a number of steps",
         )
-    return LambdaLR(optimizer, _multiplier(settings, optimizer.defaults["lr"], total_steps))
+    whole = _multiplier(settings, optimizer.defaults["lr"], total_steps)
+    of_groups = [partial(ramped, multiplier=whole, start=r[0], num_steps=r[1]) if r else whole for r in ramps]
+    return LambdaLR(optimizer, of_groups)
+
+
+def monitor_mode(settings: ScheduleSettings, higher_is_better: Mapping[str, bool]) -> Literal["min", "max"] | None:
+    """Whether ``settings.monitor`` is better low or high; None where there is no such metric."""
+    higher = higher_is_better.get((settings.monitor or "").removeprefix("val/"))
+    return None if higher is None else ("max" if higher else "min")
+
+
+def move_plateaus(configs: Iterable[Any], values: Mapping[str, float | None]) -> None:
+    """ReduceLROnPlateau moves with each validation, before any checkpoint of this step is written.
+
+    Args:
+        configs: Lightning's, of all schedulers.
+        values: Metrics of val.
+    """
+    for config in configs:
+        if config.reduce_on_plateau and config.monitor is not None:
+            value = values.get(config.monitor.removeprefix("val/"))
+            config.scheduler.step(math.nan if value is None else value)
 
 
 def schedule_config(settings: ScheduleSettings, scheduler: LRScheduler) -> dict[str, Any]:

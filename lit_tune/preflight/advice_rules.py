@@ -23,7 +23,7 @@ def learning_rate(s: Situation) -> Iterator[Finding]:
     if not isinstance(rate, float) or not name.startswith("adam"):
         return
     frozen = s["model.freeze"] or []
-    only_head = "backbone" in ([frozen] if isinstance(frozen, str) else frozen)
+    only_head = "backbone" in ([frozen] if isinstance(frozen, str) else frozen) and not s["model.unfreeze"]
     if rate >= HIGH_LR and not s["model.from_scratch"] and not only_head:
         yield warning(
             f"{rate:g} is high for a pretrained model: its loss often stays where it was",

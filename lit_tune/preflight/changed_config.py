@@ -57,6 +57,7 @@ MODEL = (
     "model.model_name_or_path",
     "model.new_head",
     "model.revision",
+    "model.unfreeze*",
     "optimizer.name",
     "lr_schedule.name",
     "task.class_path",

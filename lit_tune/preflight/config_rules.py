@@ -229,11 +229,15 @@ def model(s: Situation) -> Iterator[LitTuneError]:
             fix="leave it out, or name the folder of one that was trained",
         )
     frozen = _as_list(s["model.freeze"])
-    if s["model.from_scratch"] and "backbone" in frozen:
+    if s["model.from_scratch"] and "backbone" in frozen and not s["model.unfreeze"]:
         yield ConfigError(
             "a backbone of random weights would never be trained",
             where="model.freeze",
             fix="remove model.freeze or from_scratch",
+        )
+    if s["model.unfreeze"] and not frozen:
+        yield ConfigError(
+            "has no effect: nothing is frozen", where="model.unfreeze", fix="model.freeze: backbone, or remove it"
         )
     adapter = s["model.adapter"]
     if adapter is not None and s["model.from_scratch"]:

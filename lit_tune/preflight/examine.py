@@ -33,7 +33,7 @@ from lit_tune.preflight.model_rules import (
 from lit_tune.preflight.report import Report
 from lit_tune.preflight.samples import Sample, sample, trial_batches
 from lit_tune.preflight.situation import Situation
-from lit_tune.preflight.step_rules import plan_of, step_findings
+from lit_tune.preflight.step_rules import plan_of, step_findings, unfreezing_findings
 from lit_tune.preflight.storage import probe, room
 from lit_tune.preflight.trial import USUAL_BATCHES, TrialData, memory_findings, try_out
 from lit_tune.preflight.versions import missing_packages, version_findings
@@ -183,7 +183,9 @@ class Preflight:
         if self.weights is not None:
             with collected(problems):
                 check_shapes(self.module, skeleton, self.weights)
-        report.size = size = rehearse(self.module, skeleton, plan.steps if plan else None, problems)
+        assert plan is not None
+        report.size = size = rehearse(self.module, skeleton, plan, problems)
+        report.findings += unfreezing_findings(size.stages, plan)
         kept = [self.situation[f"checkpoint.keep_{which}"] for which in ("best", "last")]
         needed = NUM_CHECKPOINTS * size.checkpoint_bytes if any(kept) else 0
         wanted = sum(max(1, n) for n in kept if n) * size.checkpoint_bytes + size.checkpoint_bytes + size.export_bytes

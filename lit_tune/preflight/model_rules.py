@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,12 +19,14 @@ from lit_tune.models.layers import head_parameter_names
 from lit_tune.models.load import recompute_activations, refuse_other_shapes
 from lit_tune.models.load_errors import KEY
 from lit_tune.models.remote_code import code_options, code_options_of_config
+from lit_tune.models.unfreezing import Stage, plan_stages
 from lit_tune.models.weight_files import WeightFiles
 from lit_tune.module import FineTuneModule
 from lit_tune.optim.optimizers import build_optimizer
-from lit_tune.optim.schedules import build_schedule
+from lit_tune.optim.schedules import build_schedule, monitor_mode
 from lit_tune.preflight.adapter_rules import adapt
 from lit_tune.preflight.findings import Finding, warning
+from lit_tune.preflight.step_rules import Plan
 from lit_tune.tasks.base import Spec, Task
 
 
@@ -35,15 +36,17 @@ class Size:
 
     Args:
         parameters: Numbers in it.
-        trained: Numbers that are trained.
+        trained: Numbers that are trained, some time or other.
         states: Numbers the optimizer keeps for each trained one; Adam two.
         is_adapted: ``best/`` holds what is trained and not the rest.
+        stages: What is trained later.
     """
 
     parameters: int
     trained: int
     states: int = 2
     is_adapted: bool = False
+    stages: tuple[Stage, ...] = ()
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -106,33 +109,32 @@ def skeleton_of(module: FineTuneModule, spec: Spec) -> PreTrainedModel | None:
     return model
 
 
-def rehearse(
-    module: FineTuneModule, skeleton: PreTrainedModel, total_steps: int | None, problems: list[LitTuneError]
-) -> Size:
+def rehearse(module: FineTuneModule, skeleton: PreTrainedModel, plan: Plan, problems: list[LitTuneError]) -> Size:
     """Freeze, group, build optimizer and schedule on the skeleton, as a run does on the model.
 
     Args:
         module: The settings.
         skeleton: Changed by it.
-        total_steps: Steps of the run.
+        plan: Steps of the run.
         problems: Receives what a run would raise.
     """
     if module.gradient_checkpointing:
         with collected(problems):
             recompute_activations(skeleton)
-    recipe, is_adapted = module.recipe, False
+    recipe, is_adapted, stages = module.recipe, False, list[Stage]()
     with collected(problems):
         adapted = adapt(recipe, skeleton, module.task.auto_class)
         skeleton, is_adapted = adapted, adapted is not skeleton
     if module.freeze_patterns:
         with collected(problems):
             freeze(skeleton, module.freeze_patterns)
+            stages = plan_stages(skeleton, module.unfreeze_settings)
     states = 2
     settings = copy(module.optimizer_settings)
     settings.fused = None  # kernels depend on the device, and this is none
     if settings.name.lower() != "adamw_8bit":  # its class registers parameters when it is made
         with collected(problems), _silent():
-            optimizer = build_optimizer(settings, skeleton, fused_allowed=False)
+            optimizer = build_optimizer(settings, skeleton, False, stages, plan.steps_per_epoch)
             states = STATES_PER_PARAMETER.get(type(optimizer).__name__, states)
             higher = module.task.metric_names(module.spec) if module.spec else {}
             monitor = (module.schedule_settings.monitor or "").removeprefix("val/")
@@ -143,13 +145,15 @@ def rehearse(
                     where="lr_schedule.monitor",
                     fix="lr_schedule.monitor: val/loss",
                 )
-            mode: Literal["min", "max"] | None = None if not monitor else ("max" if higher[monitor] else "min")
-            build_schedule(module.schedule_settings, optimizer, total_steps, mode)
+            mode = monitor_mode(module.schedule_settings, higher)
+            build_schedule(module.schedule_settings, optimizer, plan.steps, mode)
+    later = {name for stage in stages for name in stage.names}
     return Size(
         sum(p.numel() for p in skeleton.parameters()),
-        sum(p.numel() for p in skeleton.parameters() if p.requires_grad),
+        sum(p.numel() for name, p in skeleton.named_parameters() if p.requires_grad or name in later),
         states,
         is_adapted,
+        tuple(stages),
     )
 
 

@@ -1,11 +1,12 @@
 """Settings that fit each other and not the number of rows."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from lit_tune.data.samplers import num_cuts
 from lit_tune.data.step_count import batches_used, total_steps
 from lit_tune.errors import ConfigError
+from lit_tune.models.unfreezing import Stage
 from lit_tune.preflight.findings import Finding, warning
 from lit_tune.preflight.situation import Situation
 
@@ -107,6 +108,26 @@ def too_few_steps(s: Situation, plan: Plan) -> Iterator[Finding]:
             where="early_stopping.patience",
             fix="a smaller patience, eval_every_steps, or more trainer.max_epochs",
         )
+
+
+def unfreezing_findings(stages: Sequence[Stage], plan: Plan) -> Iterator[Finding]:
+    """Stages of ``model.unfreeze`` that the run never reaches, or that stand in another order than that of time."""
+    firsts = [stage.first_step(plan.steps_per_epoch) for stage in stages]
+    end = plan.steps
+    late = [s for s, first in zip(stages, firsts, strict=True) if end and first is not None and first >= end]
+    if late:
+        yield warning(
+            f"{', '.join(s.label for s in late)} stay frozen: the run ends before {late[0].when}, after {end:,} steps",
+            where=late[0].where,
+            fix="trainer.max_epochs, or stages that begin earlier",
+        )
+    for before, after, stage in zip(firsts, firsts[1:], stages[1:], strict=False):
+        if before is not None and after is not None and after < before:
+            yield _error(
+                f"{stage.when} comes before the stage above it, which is due after {before} steps",
+                stage.where,
+                "write the stages in the order of time",
+            )
 
 
 def _error(what: str, where: str, fix: str) -> Finding:

@@ -123,6 +123,8 @@ def try_out(module: FineTuneModule, data: TrialData, trainer_options: dict[str, 
     """
     module.schedule_settings = ScheduleSettings("constant", warmup=0)  # the run's may be longer than a trial
     module.compile_model = False  # minutes, which a run has once
+    if module.unfreeze_settings is not None:  # memory and time are those of the run when everything is trained
+        module.unfreeze_settings, module.freeze_patterns = None, []
     watch = Stopwatch()
     trainer = L.Trainer(
         **trainer_options,

@@ -200,9 +200,14 @@ def thaw(case: Case) -> Advice | None:
     return Advice("model.freeze", "null", shown, "frozen weights cannot learn") if frozen else None
 
 
+def only_head(case: Case) -> bool:
+    """Whether the backbone is frozen to the end."""
+    return "backbone" in (case.settings.get("model.freeze") or []) and not case.settings.get("model.unfreeze")
+
+
 def faster_head(case: Case) -> Advice | None:
     """A head over a frozen backbone needs a larger learning rate than fine-tuning."""
-    if "backbone" not in (case.settings.get("model.freeze") or []):
+    if not only_head(case):
         return None
     now = case.settings.get("optimizer.head_lr") or case.settings.get("optimizer.lr")
     if now is not None and now >= HEAD_LR:
@@ -213,7 +218,7 @@ def faster_head(case: Case) -> Advice | None:
 def usual_lr(case: Case) -> Advice | None:
     """A learning rate that is known to work, where the present one is unusual or made the run collapse."""
     now, scratch = case.settings.get("optimizer.lr"), bool(case.settings.get("model.from_scratch"))
-    if "backbone" in (case.settings.get("model.freeze") or []):
+    if only_head(case):
         return None  # a head alone has another usual value
     if now is None:
         return Advice("optimizer.lr", _lr(SCRATCH_LR if scratch else USUAL_LR), None, "the usual value")

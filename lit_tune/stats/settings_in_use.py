@@ -53,6 +53,7 @@ SettingsInUse = TypedDict(
         "early_stopping.patience": int | None,
         "model.adapter": str | None,
         "model.freeze": list[str] | None,
+        "model.unfreeze": bool,
         "model.from_scratch": bool,
         "model.config_overrides": Mapping[str, Any],
         "data.val_fraction": float | None,  # None where val is a split or file of its own
@@ -108,6 +109,7 @@ def settings_in_use(module: Any) -> dict[str, Any]:
         "num_val_rows": rows.get("val"),
         "model.adapter": module.adapter.type if module.adapter else None,
         "model.freeze": module.freeze_patterns or None,
+        "model.unfreeze": module.unfreeze_settings is not None,
         "model.gradient_checkpointing": module.gradient_checkpointing,
         "model.from_scratch": module.from_scratch,
         "model.config_overrides": dict(module.config_overrides),

@@ -9,11 +9,18 @@ from checkpointing.resume_matrix import SaveBeforeValidation, check, fit, logged
 from datasets import Dataset
 from toy import make_tiny_model, toy_rows, write_jsonl
 
+pytestmark = pytest.mark.filterwarnings("ignore:Found .* module.s. in eval mode")  # what is frozen
 STREAM = [
     *("--data.streaming", "true", "--trainer.max_steps", "13", "--eval_every_steps", "4"),
     *("--task.init_args.label_names", '["bad","fine","good"]'),
 ]
 RANKS = ["--trainer.devices", "2", "--trainer.strategy", "ddp_fork", "--data.train_batch_size", "2"]
+UNFREEZE = [
+    *("--model.freeze", "backbone", "--lr_schedule.name", "cosine", "--eval_every_steps", "3"),
+    "--model.unfreeze",
+    '[{"at_step": 3, "layers": "top 1", "lr": 0.02, "warmup_steps": 3}, {"at_epoch": 1, "patterns": ["layer.0"]},'
+    ' {"at_step": 11, "layers": "all"}]',
+]
 CASES = {
     "validation per epoch": [],
     "accumulation 3": ["--trainer.accumulate_grad_batches", "3"],
@@ -49,12 +56,19 @@ CASES = {
         *("--eval_every_steps", "2", "--optimizer.lr", "0.3"),
     ],
     "a part of the batches": ["--trainer.limit_train_batches", "5"],
+    "unfreezing": UNFREEZE,
+    "unfreezing, two ranks, accumulation 3": [*UNFREEZE, *RANKS, "--trainer.accumulate_grad_batches", "3"],
+    "gradual unfreezing, two workers": [
+        *("--model.freeze", "backbone", "--model.unfreeze", '{"every_steps": 4}', "--data.num_workers", "2"),
+        *("--optimizer.layer_lr_decay", "0.8"),
+    ],
     "max_steps inside an epoch": ["--trainer.max_steps", "11", "--trainer.max_epochs", "-1"],
 }
 FEW = {  # in every `make test`: the end of an epoch, its last step but one, and one inside
     "validation every 2 steps, accumulation 3": ([2, 3, 4], True),
     "jsonl stream": ([2, 3], False),
     "early stopping": ([2], False),
+    "unfreezing": ([2, 3, 8, 11], False),
 }
 
 

@@ -177,3 +177,24 @@ def test_a_base_model_that_was_replaced_is_told_by_name(tmp_path):
     with pytest.raises(StorageError, match="base model has changed") as caught:
         made.trainer.fit(made.module, datamodule=made.datamodule, ckpt_path=str(path))
     assert str(folder) in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:Found .* module.s. in eval mode")
+def test_the_best_weights_may_be_older_than_an_unfreezing(tiny_model_dir, tmp_path):
+    """What is trained later is in every checkpoint; what never is stays out."""
+    train_file = write_csv(tmp_path / "train.csv", toy_rows(40))
+    settings = {"model__freeze": "backbone", "model__unfreeze": [{"at_epoch": 1, "layers": "top 1", "lr": 5.0}]}
+    made = fit(built(tiny_model_dir, train_file, tmp_path / "run", trainer__max_epochs=2, **settings))
+    best, last = (
+        torch.load(next((tmp_path / "run" / "checkpoints").glob(f"{name}*.ckpt")), weights_only=True)
+        for name in ("best", "last")
+    )
+    assert best["epoch"] < last["epoch"]  # a learning rate of 5 has spoilt the model
+    trained = "model.bert.encoder.layer.1.output.dense.weight"
+    assert not torch.equal(best["state_dict"][trained], last["state_dict"][trained])
+    base = AutoModel.from_pretrained(tiny_model_dir).state_dict()
+    assert torch.equal(best["state_dict"][trained], base["encoder.layer.1.output.dense.weight"])
+    assert "model.bert.encoder.layer.0.output.dense.weight" not in last["state_dict"]
+    exported = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "best").state_dict()
+    assert torch.equal(exported[trained.removeprefix("model.")], best["state_dict"][trained])
+    assert all(torch.equal(value, exported[name]) for name, value in made.module.model.state_dict().items())

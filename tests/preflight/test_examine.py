@@ -16,6 +16,7 @@ from lit_tune.cli import parse
 from lit_tune.models.weight_files import find_weights
 from lit_tune.preflight.examine import Preflight
 from lit_tune.preflight.model_rules import Size, rehearse, skeleton_of
+from lit_tune.preflight.step_rules import Plan
 
 
 def distinct_rows(count: int, seed: int = 0) -> list[dict]:
@@ -143,7 +144,7 @@ def test_what_a_run_would_raise_of_optimizer_and_schedule_is_raised_on_the_skele
     made.module.spec = made.datamodule.spec
     skeleton = skeleton_of(made.module, made.datamodule.spec)
     problems: list = []
-    size = rehearse(made.module, skeleton, 100, problems)
+    size = rehearse(made.module, skeleton, Plan(20, 1, 20, 100, 20), problems)
     assert [p.where for p in problems] == ["model.freeze", "optimizer.init_args.amsgrat"]
     assert isinstance(size, Size)
     assert all(p.device.type == "meta" for p in skeleton.parameters())
