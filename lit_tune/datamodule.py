@@ -70,6 +70,8 @@ class TokenizedDataModule(L.LightningDataModule):
         new_head: Set by ``model.new_head``.
         from_scratch: Set by ``model.from_scratch``.
         config_overrides: Set by ``model.config_overrides``.
+        add_tokens: Set by ``model.add_tokens``.
+        add_special_tokens: Set by ``model.add_special_tokens``.
         probe_size: Set by ``overfit.probe_size``.
         default_seed: Set by ``seed_everything``.
     """
@@ -114,6 +116,8 @@ class TokenizedDataModule(L.LightningDataModule):
         new_head: bool = False,
         from_scratch: bool = False,
         config_overrides: dict[str, Any] = {},  # noqa: B006
+        add_tokens: str | list[str] | None = None,
+        add_special_tokens: list[str] = [],  # noqa: B006
         probe_size: int = 1000,
         default_seed: int = 42,
     ) -> None:
@@ -136,6 +140,8 @@ class TokenizedDataModule(L.LightningDataModule):
             num_texts=len(task.input_columns()),
             prepare=task.prepare_tokenizer,
             usual_max_length=task.usual_max_length,
+            add_tokens=add_tokens,
+            add_special_tokens=list(add_special_tokens),
         )
         self.preparation = Preparation(
             task=task,
@@ -199,7 +205,8 @@ class TokenizedDataModule(L.LightningDataModule):
 
     def use_model(self, name: str) -> None:
         """Read tokenizer and config of another model, as that of a finished run."""
-        self.reader = replace(self.reader, model_name=name, revision=None, tokenizer_name=None, config_overrides={})
+        as_saved: Any = {"tokenizer_name": None, "config_overrides": {}, "add_tokens": None, "add_special_tokens": []}
+        self.reader = replace(self.reader, model_name=name, revision=None, **as_saved)
         self.preparation.reader, self.preparation.new_head = self.reader, False
 
     # ---- Lightning's hooks -------------------------------------------------------------------------------------------
@@ -299,23 +306,18 @@ class TokenizedDataModule(L.LightningDataModule):
 
         Never Lightning's ``estimated_stepping_batches``: it builds the loader before a checkpoint is restored.
         """
-        trainer = self.trainer
-        assert trainer is not None
-        part: int | float | None = trainer.limit_train_batches
-        batches: int | None
-        if self.preparation.stream is not None:
-            batches = part if isinstance(part, int) else None  # at most: nobody knows how long the stream is
-        else:
+        trainer, part = self.trainer, self.trainer.limit_train_batches  # type: ignore[union-attr]
+        batches = part if isinstance(part, int) else None  # of a stream: at most, nobody knows how long it is
+        if self.preparation.stream is None:
             batches = batches_used(len(self.train_sampler()), part)
-        return total_steps(batches, self.accumulate, trainer.max_epochs, trainer.max_steps)
+        return total_steps(batches, self.accumulate, trainer.max_epochs, trainer.max_steps)  # type: ignore[union-attr]
 
     def steps_per_epoch(self) -> int | None:
-        """Optimizer steps of an epoch, or None for a stream: nobody knows how long it is."""
-        if self.preparation.stream is not None or self.trainer is None:
+        """Optimizer steps of an epoch, or None for a stream."""
+        if self.preparation.stream is not None:
             return None
-        return total_steps(
-            batches_used(len(self.train_sampler()), self.trainer.limit_train_batches), self.accumulate, 1, -1
-        )
+        part = self.trainer.limit_train_batches  # type: ignore[union-attr]
+        return total_steps(batches_used(len(self.train_sampler()), part), self.accumulate, 1, None)
 
     def collator(self) -> Collator:
         """The task's collator with this run's padding."""

@@ -23,6 +23,7 @@ from lit_tune.models.base_reference import Reference
 from lit_tune.models.introduction import introduce
 from lit_tune.models.unfreeze_settings import unfreeze_settings
 from lit_tune.models.unfreezing import Unfreezing, plan_stages
+from lit_tune.models.vocabulary import NO_TOKENS
 from lit_tune.optim.adopt import configured_settings
 from lit_tune.optim.clipping import scale_and_clip
 from lit_tune.optim.optimizers import OptimizerSettings, build_optimizer
@@ -60,6 +61,8 @@ class FineTuneModule(L.LightningModule):
             regular expressions searched in parameter names.
         unfreeze: What is trained later of it: ``gradual`` (one layer per epoch from the top; ``{every_steps: 9}``), or
             stages: ``[{at_epoch: 1, layers: top 2, lr: 1.0e-5}, {at_step: 500, patterns: [encoder]}]``.
+        add_tokens: Words for the vocabulary: a list, or a file, one per line; each begins as the mean of its pieces.
+        add_special_tokens: The same for markers such as ``<e1>``, which are no part of a text.
         new_head: Replace the head of a model that was trained for other labels.
         adapter: Train an adapter and the head: ``lora``, ``dora``, ``rslora``, ``ia3``, ``prompt_tuning``; or with keys
             ``{type: lora, r: 8, alpha: 16, dropout: 0.0}``, or ``{class_path: peft.VeraConfig, init_args: {...}}``.
@@ -82,6 +85,8 @@ class FineTuneModule(L.LightningModule):
         compile: bool = False,
         freeze: str | list[str] | None = None,
         unfreeze: str | dict[str, Any] | list[dict[str, Any]] | None = None,
+        add_tokens: str | list[str] | None = None,
+        add_special_tokens: list[str] = [],  # noqa: B006
         new_head: bool = False,
         adapter: str | dict[str, Any] | None = None,
         log_parameter_norms: bool = False,
@@ -144,14 +149,15 @@ class FineTuneModule(L.LightningModule):
     def recipe(self) -> Recipe:
         """How the model is put together."""
         weights = (self.model_name, self.revision, self.from_scratch, self.dtype_name, self.attn_implementation)
-        return Recipe(*weights, self.new_head, self.gradient_checkpointing, tuple(self.freeze_patterns), self.adapter)
+        how = (self.new_head, self.gradient_checkpointing, tuple(self.freeze_patterns), self.adapter)
+        return Recipe(*weights, *how, self.trainer.datamodule.reader.new_tokens if self._trainer else NO_TOKENS)  # type: ignore[attr-defined]
 
     def build_config(self, spec: Spec) -> PretrainedConfig:
         """The model's config with labels, overrides and a pad token."""
         config = load.load_config(self.model_name, self.revision, self.config_overrides)
         self.task.configure(config, spec)
         if self.tokenizer is not None:
-            load.fit_to_tokenizer(self.tokenizer, config)
+            load.fit_to_tokenizer(self.tokenizer, config, self.from_scratch)
         return config
 
     @property
@@ -179,13 +185,8 @@ class FineTuneModule(L.LightningModule):
         self.distillation.start(self)
         new = [] if self.trainer.ckpt_path is not None else self.new_parameters  # else the checkpoint has brought them
         ranks = f" x {self.trainer.world_size}" if self.trainer.world_size > 1 else ""
-        introduce(
-            self.model,
-            self.model_name,
-            new,
-            self.unfreezing.stages,
-            f"precision {self.trainer.precision}, on {self.device}{ranks}",
-        )
+        how = f"precision {self.trainer.precision}, on {self.device}{ranks}"
+        introduce(self.model, self.model_name, new, self.unfreezing.stages, how)
         if self.device.type == "cpu" and torch.cuda.is_available():
             log.warning("this run uses the CPU although there is a GPU. Fix: trainer.accelerator: gpu")
 
@@ -346,6 +347,4 @@ class FineTuneModule(L.LightningModule):
 
     # ---- what callbacks ask ----------------------------------------------------------------------------------------
 
-    def advice_settings(self) -> dict[str, Any]:
-        """Values in use by config key, for advice that names what to change."""
-        return settings_in_use(self)
+    advice_settings = settings_in_use

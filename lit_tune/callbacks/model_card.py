@@ -50,7 +50,7 @@ def model_card(trainer: L.Trainer, pl_module: Any, record: RunRecord, verdict: d
         f"{how.capitalize()} with lit-tune on {dataset or 'local files'} ({rows} rows): "
         f"{spec.problem_type.replace('_', ' ')}.",
         "",
-        usage(pl_module.task, adapted, is_cnn),
+        usage(pl_module.task, adapted, is_cnn, bool(pl_module.recipe.tokens.pieces)),
         "",
     ]
     if spec.label_names:
@@ -64,13 +64,14 @@ def model_card(trainer: L.Trainer, pl_module: Any, record: RunRecord, verdict: d
     return "\n".join(lines)
 
 
-def usage(task: Task, adapted: bool, is_cnn: bool = False) -> str:
+def usage(task: Task, adapted: bool, is_cnn: bool = False, has_new_tokens: bool = False) -> str:
     """How the folder is used.
 
     Args:
         task: What the model was trained for.
         adapted: The folder holds an adapter, not a whole model.
         is_cnn: The model's class is lit-tune's, and transformers knows it once that is imported.
+        has_new_tokens: The adapter has rows for tokens that the base model lacks.
     """
     auto_class = task.auto_class.__name__
     if not adapted and task.has_pipeline:
@@ -84,13 +85,22 @@ def usage(task: Task, adapted: bool, is_cnn: bool = False) -> str:
             'tokenizer = AutoTokenizer.from_pretrained("PATH_OR_ID")',
         ]
     else:
+        config = "config=AutoConfig.from_pretrained(folder)"
+        grow = []
+        if has_new_tokens:
+            # labels of the adapter's config, rows of the base model's; then as many as there are tokens
+            config = "config=config"
+            grow = ["size = AutoConfig.from_pretrained(folder).vocab_size", "model.resize_token_embeddings(size)"]
         lines = [
             "from peft import PeftConfig, PeftModel",
             f"from transformers import AutoConfig, {auto_class}",
             "",
             'folder = "PATH_OR_ID"  # config.json holds the labels, adapter_config.json names the base model',
             "base = PeftConfig.from_pretrained(folder).base_model_name_or_path",
-            f"model = {auto_class}.from_pretrained(base, config=AutoConfig.from_pretrained(folder))",
+            *(["config = AutoConfig.from_pretrained(folder)"] if grow else []),
+            *(["config.vocab_size = AutoConfig.from_pretrained(base).vocab_size"] if grow else []),
+            f"model = {auto_class}.from_pretrained(base, {config})",
+            *grow,
             "model = PeftModel.from_pretrained(model, folder)",
         ]
     return "\n".join(["```python", *lines, "```"])

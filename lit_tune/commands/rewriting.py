@@ -164,8 +164,10 @@ def write_card(
     is_cnn = model.config.model_type == text_cnn.NAME  # type: ignore[union-attr]
     text = card.read_text("utf-8")
     now = onnx_usage(module.task, is_cnn) if how.onnx else usage(module.task, adapted=False, is_cnn=is_cnn)
-    before = usage(module.task, adapted=adapter_folder(module.model_name) is not None, is_cnn=is_cnn)
-    text = text.replace(before, now) if before in text else f"{text}\n{now}\n"
+    adapted = adapter_folder(module.model_name) is not None
+    known = [usage(module.task, adapted, is_cnn, has_new_tokens=grown) for grown in (False, True)]
+    before = next((lines for lines in known if lines in text), None)
+    text = f"{text}\n{now}\n" if before is None else text.replace(before, now)
     library = "onnx" if how.onnx else module.task.library
     for earlier in ("peft", "transformers", module.task.library):
         text = text.replace(f"library_name: {earlier}\n", f"library_name: {library}\n")

@@ -12,6 +12,8 @@ from lit_tune.config.sources import Setting
 from lit_tune.errors import ConfigError, LitTuneError, holds_secret
 
 _NAMES = re.compile(r"(^|[._-])(token|api_?key|secret|password|passwd|passphrase|credentials?|auth)s?$", re.IGNORECASE)
+_VOCABULARY = ("model.add_tokens", "model.add_special_tokens")
+"""Keys whose tokens are words; a value that is a secret by its own look is refused there too."""
 _KEY_LIKE = re.compile(r"[A-Za-z0-9+/=_.~-]{8,}")
 """A value under such a name: no spaces, and too long for a setting such as ``auth: none``."""
 
@@ -37,8 +39,12 @@ def _secrets(value: Any, key: str) -> Iterator[str]:
     elif isinstance(value, list | tuple):
         for inner in value:
             yield from _secrets(inner, key)
-    elif isinstance(value, str) and (holds_secret(value) or (_NAMES.search(key) and _KEY_LIKE.fullmatch(value))):
+    elif isinstance(value, str) and (holds_secret(value) or _is_key(key, value)):
         yield key
+
+
+def _is_key(key: str, value: str) -> bool:
+    return key not in _VOCABULARY and bool(_NAMES.search(key) and _KEY_LIKE.fullmatch(value))
 
 
 def _refused(key: str, where: str) -> ConfigError:

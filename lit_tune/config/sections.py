@@ -91,6 +91,8 @@ LINKS: tuple[tuple[str, str], ...] = (
     ("model.new_head", "data.new_head"),
     ("model.from_scratch", "data.from_scratch"),
     ("model.config_overrides", "data.config_overrides"),
+    ("model.add_tokens", "data.add_tokens"),
+    ("model.add_special_tokens", "data.add_special_tokens"),
     ("overfit.probe_size", "data.probe_size"),
     ("seed_everything", "data.default_seed"),
     ("run_dir", "trainer.default_root_dir"),

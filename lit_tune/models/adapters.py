@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from lit_tune.errors import ConfigError, ModelError, nearest
 from lit_tune.models.adapter_settings import KEY, AdapterSettings
 from lit_tune.models.layers import head_parameter_names
+from lit_tune.models.vocabulary import NO_TOKENS, NewTokens
 
 log = logging.getLogger("lit_tune")
 
@@ -39,7 +40,13 @@ _MAX_SHOWN = 10
 
 
 def attach(
-    model: PreTrainedModel, settings: AdapterSettings, auto_class: Any, name: str, revision: str | None, new: Collection
+    model: PreTrainedModel,
+    settings: AdapterSettings,
+    auto_class: Any,
+    name: str,
+    revision: str | None,
+    new: Collection[str],
+    tokens: NewTokens = NO_TOKENS,
 ) -> PreTrainedModel:
     """Put a new adapter on a model. The head, and whatever else starts from random values, is trained as a whole.
 
@@ -50,6 +57,7 @@ def attach(
         name: The base model, a Hub id or a folder: peft notes it in adapter_config.json.
         revision: Branch, tag or commit of the Hub repository.
         new: Names of parameters that were not in the weights.
+        tokens: Added tokens: their rows alone are trained, and saved with the adapter.
 
     Returns:
         peft's model around the one given; the base is frozen.
@@ -64,7 +72,26 @@ def attach(
     if hasattr(config, "target_modules"):
         choose_targets(config, model, whole)
     config.modules_to_save = list(dict.fromkeys([*(getattr(config, "modules_to_save", None) or []), *whole])) or None
+    if tokens.pieces:
+        train_rows(config, tokens)
     return wrap(model, config, name, revision)
+
+
+def train_rows(config: Any, tokens: NewTokens) -> None:
+    """Have an adapter train and save the rows of added tokens, of embeddings and of a head that is tied to them.
+
+    Raises:
+        ConfigError: Of a kind that cannot.
+    """
+    if not hasattr(config, "trainable_token_indices"):
+        raise ConfigError(
+            f"{str(config.peft_type.value).lower()} trains no rows of embeddings: those of added tokens would stay as "
+            "they are",
+            where=KEY,
+            fix="lora, dora or rslora; or leave model.add_tokens out",
+        )
+    config.trainable_token_indices = sorted(tokens.pieces)
+    log.info("adapter  the rows of %d added tokens are trained and saved with it", len(tokens.pieces))
 
 
 def wrap(model: PreTrainedModel, config: Any, name: str, revision: str | None) -> PreTrainedModel:

@@ -22,6 +22,8 @@ from lit_tune.models.base_reference import Reference, check_base, reference_of
 from lit_tune.models.freezing import freeze, train_mode
 from lit_tune.models.layers import head_parameter_names
 from lit_tune.models.remote_code import code_options
+from lit_tune.models.vocabulary import KEY as TOKENS_KEY
+from lit_tune.models.vocabulary import NO_TOKENS, NewTokens, embed, num_rows
 
 log = logging.getLogger("lit_tune")
 
@@ -43,6 +45,7 @@ class Recipe:
         recompute: Recompute activations in the backward pass.
         freeze: Patterns of parameters that are not trained.
         adapter: The adapter that is put on it.
+        tokens: Tokens that are added to its vocabulary.
     """
 
     name: str
@@ -54,6 +57,7 @@ class Recipe:
     recompute: bool = False
     freeze: tuple[str, ...] = ()
     adapter: AdapterSettings | None = None
+    tokens: NewTokens = NO_TOKENS
 
     def folder(self) -> AdapterFolder | None:
         """The adapter that ``name`` holds, if it is one.
@@ -78,6 +82,7 @@ def check_combination(recipe: Recipe, folder: AdapterFolder) -> None:
         (recipe.from_scratch, "model.from_scratch", "would give the adapter a random base model"),
         (recipe.new_head, "model.new_head", "would replace a part of the adapter"),
         (bool(recipe.freeze), "model.freeze", "has no effect: the base model of an adapter is frozen"),
+        (bool(recipe.tokens.pieces), "model.add_tokens", "would give the adapter rows that it was not made for"),
     ]
     for applies, where, why in refused:
         if applies:
@@ -110,6 +115,7 @@ def assemble(
         LitTuneError: Weights, patterns or target modules that do not fit.
     """
     folder = recipe.folder()
+    tokens = recipe.tokens if folder is None else grown_base(config, folder)
     model, report = load.build_model(
         auto_class,
         folder.base if folder else recipe.name,
@@ -124,18 +130,28 @@ def assemble(
     reference: Reference = {}
     if folder is not None or (recipe.adapter is not None and fitting):
         reference = reference_of(model, {*head_parameter_names(model), *new})
+    if folder is None and not recipe.from_scratch:
+        embed(model, tokens)
     if recipe.recompute:
         load.recompute_activations(model)
     if folder is not None:
         check_base(model, folder.reference, folder.base)
+        embed(model, tokens)
         if recipe.dtype != "auto":
             model = model.to(getattr(torch, recipe.dtype))
         model, new = put_on(model, folder, new, fitting)
     load.refuse_new_parameters(load.LoadReport([*new], []), recipe.name, fitting)
     if folder is None and recipe.adapter is not None:
-        model = attach(model, recipe.adapter, auto_class, recipe.name, recipe.revision, new)
+        model = attach(model, recipe.adapter, auto_class, recipe.name, recipe.revision, new, tokens)
     if recipe.freeze and fitting:
         freeze(model, list(recipe.freeze))
+        if tokens.pieces and not model.get_input_embeddings().weight.requires_grad:
+            log.warning(
+                "%s: the rows of %d tokens stay the mean of their pieces while the embeddings are frozen. "
+                'Fix: model.freeze without them, such as "encoder"',
+                TOKENS_KEY,
+                len(tokens.pieces),
+            )
     train_mode(model, is_whole=is_adapted(model))
     leave_alone(model, unused, report.new_parameters)
     return model, reference, [*new]
@@ -154,6 +170,20 @@ def leave_alone(model: PreTrainedModel, unused: tuple[str, ...], new: Collection
             parameter.requires_grad_(False)
             if any(name.endswith(n) for n in new):
                 parameter.data.zero_()
+
+
+def grown_base(config: PretrainedConfig, folder: AdapterFolder) -> NewTokens:
+    """The rows that the base model of an adapter lacks, which was trained with added tokens.
+
+    Args:
+        config: Of the adapter's folder; its size becomes that of the base model, as its weights are.
+        folder: The adapter: it brings the rows.
+    """
+    wanted, stored = num_rows(config), num_rows(load.read_config(folder.base, folder.revision))
+    if wanted is None or stored is None or wanted <= stored:
+        return NO_TOKENS
+    config.get_text_config().vocab_size = stored
+    return NewTokens(wanted)
 
 
 def put_on(
@@ -237,8 +267,11 @@ def load_as_anyone(auto_class: Any, folder: Path, dtype: torch.dtype) -> nn.Modu
     import peft
 
     config = load.load_config(str(folder))
+    grown = grown_base(config, adapter)
     options = {"revision": adapter.revision, **code_options(adapter.base, adapter.revision, load.KEY)}
     base = auto_class.from_pretrained(adapter.base, config=config, dtype=dtype, use_safetensors=True, **options)
+    if grown.size:
+        base.resize_token_embeddings(grown.size)
     with without_remarks():
         # adapter_folder refuses one without safetensors, which peft takes where there are any
         return peft.PeftModel.from_pretrained(base, str(folder))

@@ -306,11 +306,14 @@ def set_pad_token(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) 
     return said
 
 
-def fit_to_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
+def fit_to_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, from_scratch: bool = False) -> None:
     """A pad token for both, and in a model that starts from nothing a vector for each token there is."""
     set_pad_token(tokenizer, config)
     if isinstance(config, TextCnnConfig):
         config.vocab_size = len(tokenizer)
+    elif from_scratch:
+        text: Any = config.get_text_config()
+        text.vocab_size = max(getattr(text, "vocab_size", 0), len(tokenizer))
 
 
 def describe_model(model: PreTrainedModel) -> str:

@@ -56,8 +56,7 @@ def probe(
     """
     shape = (rows, rows + 1, tokens) if has_choices else (rows, tokens)
     generator = torch.Generator().manual_seed(rows * 1000 + tokens)
-    embeddings: Any = model.get_input_embeddings()
-    size = min(int(embeddings.num_embeddings), len(tokenizer))
+    size = min(int(model.config.get_text_config().vocab_size), len(tokenizer))
     pad = tokenizer.pad_token_id
     ids = torch.randint(0, size, shape, generator=generator)
     ids = torch.where(ids == pad, (ids + 1) % size, ids) if pad is not None else ids

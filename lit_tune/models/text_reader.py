@@ -12,6 +12,7 @@ from lit_tune.errors import ConfigError, ModelError
 from lit_tune.models import text_cnn
 from lit_tune.models.load import load_config, load_tokenizer, set_pad_token
 from lit_tune.models.positions import max_positions
+from lit_tune.models.vocabulary import NewTokens, add_tokens, check_embedded, num_rows, read_tokens
 from lit_tune.models.word_tokenizer import learn_words, of_words
 
 log = logging.getLogger("lit_tune")
@@ -36,6 +37,8 @@ class TextReader:
         num_texts: Texts that are read together, each of which wants a token at least.
         prepare: Sets what the task needs of the tokenizer.
         usual_max_length: What ``max_length`` is where nothing is given and the model takes so many.
+        add_tokens: ``model.add_tokens``: a list, or a file with one per line.
+        add_special_tokens: ``model.add_special_tokens``.
     """
 
     model_name: str
@@ -46,6 +49,10 @@ class TextReader:
     num_texts: int = 1
     prepare: Callable[[PreTrainedTokenizerBase], None] = as_it_is
     usual_max_length: int = DEFAULT_MAX_LENGTH
+    add_tokens: str | list[str] | None = None
+    add_special_tokens: list[str] = field(default_factory=list)
+    new_tokens: NewTokens = field(default_factory=NewTokens, init=False)
+    """What was added, once the tokenizer was read."""
 
     @property
     def learns(self) -> bool:
@@ -96,13 +103,11 @@ class TextReader:
         self.prepare(tokenizer)
         if said := set_pad_token(tokenizer, self.config):
             log.info(said)
-        embedded = getattr(self.config, "vocab_size", None)
-        if isinstance(embedded, int) and len(tokenizer) > embedded:
-            raise ModelError(
-                f"the tokenizer has {len(tokenizer):,} tokens, the model embeds {embedded:,}",
-                where="data.tokenizer",
-                fix="the tokenizer the model was trained with",
-            )
+        embedded = num_rows(self.config)
+        if self.add_tokens or self.add_special_tokens:
+            wanted = read_tokens(self.add_tokens), read_tokens(self.add_special_tokens)
+            self.new_tokens = add_tokens(tokenizer, *wanted, embedded)
+        check_embedded(tokenizer, self.new_tokens, embedded)
         return tokenizer
 
     @cached_property

@@ -11,6 +11,7 @@ from lit_tune.models.adapter_folders import WEIGHTS
 from lit_tune.models.adapters import attach, make_config, wrap
 from lit_tune.models.assembly import Recipe
 from lit_tune.models.positions import num_positions
+from lit_tune.models.vocabulary import NewTokens
 from lit_tune.models.weight_files import WeightFiles, find_weights, verify
 from lit_tune.preflight.run_hashes import hashes_of_run
 
@@ -33,13 +34,14 @@ def find_base(recipe: Recipe) -> WeightFiles:
     return weights
 
 
-def adapt(recipe: Recipe, skeleton: PreTrainedModel, auto_class: Any) -> PreTrainedModel:
+def adapt(recipe: Recipe, skeleton: PreTrainedModel, auto_class: Any, tokens: NewTokens) -> PreTrainedModel:
     """Put the adapter on the skeleton, as a run does on the model; no random number of the run is drawn.
 
     Args:
         recipe: How the model is put together.
         skeleton: Changed by it.
         auto_class: HF Auto class of the task.
+        tokens: That were added to the vocabulary.
 
     Raises:
         LitTuneError: What a run would raise.
@@ -49,7 +51,7 @@ def adapt(recipe: Recipe, skeleton: PreTrainedModel, auto_class: Any) -> PreTrai
         if folder is not None:
             return wrap(skeleton, folder.config(trainable=True), folder.base, folder.revision)
         if recipe.adapter is not None:
-            return attach(skeleton, recipe.adapter, auto_class, recipe.name, recipe.revision, ())
+            return attach(skeleton, recipe.adapter, auto_class, recipe.name, recipe.revision, (), tokens)
     return skeleton
 
 

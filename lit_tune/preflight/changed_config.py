@@ -49,6 +49,7 @@ CUTS = ("data.train_batch_size", "trainer.accumulate_grad_batches")
 """With the same product they cut the same steps (ranks are compared elsewhere)."""
 LENGTH = ("trainer.max_epochs", "trainer.max_steps")
 MODEL = (
+    "model.add_*",
     "model.adapter*",
     "model.config_overrides*",
     "model.dtype",

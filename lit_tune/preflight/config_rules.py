@@ -228,6 +228,12 @@ def model(s: Situation) -> Iterator[LitTuneError]:
             where="model.from_scratch",
             fix="leave it out, or name the folder of one that was trained",
         )
+    if text_cnn.is_new(s["model.model_name_or_path"]) and (s["model.add_tokens"] or s["model.add_special_tokens"]):
+        yield ConfigError(
+            f"a new {text_cnn.NAME} takes its words from the rows it is trained on",
+            where="model.add_tokens" if s["model.add_tokens"] else "model.add_special_tokens",
+            fix="leave it out; model.config_overrides.vocab_size says how many",
+        )
     frozen = _as_list(s["model.freeze"])
     if s["model.from_scratch"] and "backbone" in frozen and not s["model.unfreeze"]:
         yield ConfigError(

@@ -16,6 +16,7 @@ from lit_tune.data.split import Split
 from lit_tune.datamodule import TokenizedDataModule
 from lit_tune.errors import LitTuneError, collected, raise_problems
 from lit_tune.foreign_errors import in_our_words
+from lit_tune.models.vocabulary import NewTokens, num_rows
 from lit_tune.models.weight_files import WeightFiles
 from lit_tune.module import FineTuneModule
 from lit_tune.preflight.adapter_rules import check_prompt, find_base
@@ -184,7 +185,10 @@ class Preflight:
             with collected(problems):
                 check_shapes(self.module, skeleton, self.weights)
         assert plan is not None
-        report.size = size = rehearse(self.module, skeleton, plan, problems)
+        reader = self.datamodule.reader
+        grown = self.module.recipe.folder() is not None  # trained with added tokens: its config says how many
+        tokens = NewTokens(num_rows(reader.config) or 0) if grown else reader.new_tokens
+        report.size = size = rehearse(self.module, skeleton, plan, problems, tokens)
         report.findings += unfreezing_findings(size.stages, plan)
         kept = [self.situation[f"checkpoint.keep_{which}"] for which in ("best", "last")]
         needed = NUM_CHECKPOINTS * size.checkpoint_bytes if any(kept) else 0
@@ -196,7 +200,7 @@ class Preflight:
         data, s = self.datamodule, self.situation
         assert data.spec is not None
         batches = trial_batches(data, train, drawn, USUAL_BATCHES)
-        given = TrialData(batches, data.spec, data.tokenizer, data.default_seed)
+        given = TrialData(batches, data.spec, data.reader, data.default_seed)
         names = ("accelerator", "precision", "gradient_clip_val", "gradient_clip_algorithm")
         try:
             self.report.trial = try_out(self.module, given, {n: s[f"trainer.{n}"] for n in names})

@@ -64,7 +64,7 @@ def use_best_weights(run_dir: RunDir, module: FineTuneModule, datamodule: Tokeni
     best = str(run_dir.best)
     module.model_name, module.revision, module.config_overrides = best, None, {}
     module.from_scratch, module.new_head, module.freeze_patterns, module.adapter = False, False, [], None
-    module.unfreeze_settings = None
+    module.unfreeze_settings = None  # and no tokens are added: they are in the tokenizer of best/
     datamodule.use_model(best)
     if "spec" in manifest:
         known = {field.name for field in fields(Spec)}

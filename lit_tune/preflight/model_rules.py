@@ -14,12 +14,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_tune.checkpointing.free_space import STATES_PER_PARAMETER
 from lit_tune.errors import ConfigError, LitTuneError, ModelError, collected
+from lit_tune.models.assembly import grown_base
 from lit_tune.models.freezing import freeze
 from lit_tune.models.layers import head_parameter_names
 from lit_tune.models.load import recompute_activations, refuse_other_shapes
 from lit_tune.models.load_errors import KEY
 from lit_tune.models.remote_code import code_options, code_options_of_config
 from lit_tune.models.unfreezing import Stage, plan_stages
+from lit_tune.models.vocabulary import NO_TOKENS, NewTokens, embed
 from lit_tune.models.weight_files import WeightFiles
 from lit_tune.module import FineTuneModule
 from lit_tune.optim.optimizers import build_optimizer
@@ -89,7 +91,9 @@ def skeleton_of(module: FineTuneModule, spec: Spec) -> PreTrainedModel | None:
     Raises:
         ModelError: An attention kernel that the architecture lacks.
     """
-    config = module.build_config(spec)
+    config, folder = module.build_config(spec), module.recipe.folder()
+    if folder is not None:
+        grown_base(config, folder)
     attention = module.attn_implementation
     options = {"attn_implementation": attention} if attention else {}
     auto_class = module.task.auto_class
@@ -109,7 +113,13 @@ def skeleton_of(module: FineTuneModule, spec: Spec) -> PreTrainedModel | None:
     return model
 
 
-def rehearse(module: FineTuneModule, skeleton: PreTrainedModel, plan: Plan, problems: list[LitTuneError]) -> Size:
+def rehearse(
+    module: FineTuneModule,
+    skeleton: PreTrainedModel,
+    plan: Plan,
+    problems: list[LitTuneError],
+    tokens: NewTokens = NO_TOKENS,
+) -> Size:
     """Freeze, group, build optimizer and schedule on the skeleton, as a run does on the model.
 
     Args:
@@ -117,13 +127,16 @@ def rehearse(module: FineTuneModule, skeleton: PreTrainedModel, plan: Plan, prob
         skeleton: Changed by it.
         plan: Steps of the run.
         problems: Receives what a run would raise.
+        tokens: That are added to the vocabulary.
     """
+    with collected(problems):
+        embed(skeleton, tokens)
     if module.gradient_checkpointing:
         with collected(problems):
             recompute_activations(skeleton)
     recipe, is_adapted, stages = module.recipe, False, list[Stage]()
     with collected(problems):
-        adapted = adapt(recipe, skeleton, module.task.auto_class)
+        adapted = adapt(recipe, skeleton, module.task.auto_class, tokens)
         skeleton, is_adapted = adapted, adapted is not skeleton
     if module.freeze_patterns:
         with collected(problems):

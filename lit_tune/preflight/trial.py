@@ -10,9 +10,9 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from transformers import PreTrainedTokenizerBase
 
 from lit_tune.callbacks.throughput import peak_memory
+from lit_tune.models.text_reader import TextReader
 from lit_tune.module import FineTuneModule
 from lit_tune.optim.schedules import ScheduleSettings
 from lit_tune.preflight.findings import Finding, warning
@@ -51,13 +51,14 @@ class TrialData(L.LightningDataModule):
     Args:
         batches: Collated.
         spec: The labels.
-        tokenizer: With a pad token.
+        reader: With the tokenizer.
         seed: Of new weights.
     """
 
-    def __init__(self, batches: list[Batch], spec: Spec, tokenizer: PreTrainedTokenizerBase, seed: int) -> None:
+    def __init__(self, batches: list[Batch], spec: Spec, reader: TextReader, seed: int) -> None:
         super().__init__()
-        self.batches, self.spec, self.tokenizer, self.default_seed = batches, spec, tokenizer, seed
+        self.batches, self.spec, self.reader, self.default_seed = batches, spec, reader, seed
+        self.tokenizer = reader.tokenizer
 
     @property
     def effective_batch(self) -> int:

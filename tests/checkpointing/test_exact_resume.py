@@ -56,6 +56,8 @@ CASES = {
         *("--eval_every_steps", "2", "--optimizer.lr", "0.3"),
     ],
     "a part of the batches": ["--trainer.limit_train_batches", "5"],
+    "added tokens": ["--model.add_tokens", '["mud rock", "longest"]', "--model.add_special_tokens", '["<e1>"]'],
+    "added tokens with LoRA": ["--model.add_tokens", '["mud rock"]', "--model.adapter", "lora"],
     "unfreezing": UNFREEZE,
     "unfreezing, two ranks, accumulation 3": [*UNFREEZE, *RANKS, "--trainer.accumulate_grad_batches", "3"],
     "gradual unfreezing, two workers": [

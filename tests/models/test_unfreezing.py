@@ -11,6 +11,7 @@ from lit_tune.models.unfreezing import plan_stages
 from lit_tune.optim.optimizers import OptimizerSettings, build_optimizer
 from lit_tune.optim.param_groups import build_param_groups
 from lit_tune.optim.schedules import ScheduleSettings, build_schedule
+from lit_tune.preflight.step_rules import Plan, unfreezing_findings
 
 
 @pytest.fixture
@@ -171,3 +172,21 @@ def test_an_optimizer_leaves_alone_what_has_no_gradient(bert, name):
     assert not torch.equal(before["classifier.weight"], bert.classifier.weight)
     if name != "Adagrad":  # makes its state at once, of zeros
         assert not any(p in optimizer.state for p in frozen)
+
+
+def test_stages_out_of_the_order_of_time_are_an_error_and_late_ones_a_warning(bert):
+    stages = plan(
+        bert,
+        [
+            {"at_epoch": 2, "layers": "top 1"},
+            {"at_step": 15, "layers": "top 2"},
+            {"at_epoch": 5, "layers": "all"},
+        ],
+    )
+    late, order = unfreezing_findings(stages, Plan(100, 1, 10, 40, 10))
+    assert (late.severity, order.severity) == ("warning", "error")
+    assert "embeddings, layer 1 stay frozen: the run ends before epoch 5, after 40 steps" in str(late.problem)
+    assert "model.unfreeze[1]: step 15 comes before the stage above it, which is due after 20 steps" in str(
+        order.problem
+    )
+    assert list(unfreezing_findings(stages, Plan(None, 1, None, 100, None))) == []  # a stream: no epoch has a length

@@ -1,10 +1,13 @@
 """Runs that unfreeze: equal to a plain loop that adds groups at the time, exact in any cut, on one rank and two."""
 
 import itertools
+import logging
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 from parity.runs import NO_DROPOUT, fit, relative
+from tiny_runs import Messages, fit_plain
 from torch.nn.functional import cross_entropy
 from toy import toy_rows, write_jsonl
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -107,6 +110,8 @@ def test_any_cut_gives_the_same_weights_in_float64(tiny_model_dir, rows):
     assert [a < b for a, b in itertools.pairwise(sizes)] == [i in (2, 6, 8) for i in range(11)]
     for batch, accumulate in [(2, 8), (4, 4)]:
         compare(reference, run(tiny_model_dir, rows[1], batch=batch, accumulate=accumulate))
+    recomputed = {**SETTINGS, "gradient_checkpointing": True}
+    compare(reference, run(tiny_model_dir, rows[1], module=recomputed))
 
 
 @pytest.mark.ddp
@@ -128,3 +133,38 @@ def compare(reference, other):
         assert relative(b, a) < 1e-12
     for name, weight in reference.weights.items():
         assert torch.allclose(weight, other.weights[name], rtol=0, atol=1e-10), name
+
+
+@pytest.mark.filterwarnings("ignore:Found .* module.s. in eval mode")
+def test_what_is_frozen_runs_without_dropout_until_a_line_says_that_it_is_trained(tiny_model_dir, rows):
+    class Modes(Callback):
+        def __init__(self):
+            self.seen = []
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            bert = pl_module.model.bert
+            layers = [layer.output.dropout.training for layer in bert.encoder.layer]
+            self.seen.append((trainer.global_step, bert.embeddings.dropout.training, *layers))
+
+    modes, messages = Modes(), Messages()
+    stages = [{"at_step": 2, "layers": "top 1", "lr": OWN_LR}, {"at_epoch": 1, "layers": "all"}]
+    module = {**SETTINGS, "unfreeze": stages, "config_overrides": {}, "optimizer": {"lr": LR, "layer_lr_decay": 0.5}}
+    log = logging.getLogger("lit_tune")
+    level = log.level
+    log.addHandler(messages)
+    log.setLevel(logging.INFO)
+    try:
+        data = {"train": rows[1], "val": rows[1], "train_batch_size": 8}  # 5 steps an epoch, each with a validation
+        fit_plain(tiny_model_dir, data, [modes], module=module, max_epochs=2, accumulate_grad_batches=1)
+    finally:
+        log.removeHandler(messages)
+        log.setLevel(level)
+    assert modes.seen == [(s, s > 5, s > 5, s > 2) for s in range(1, 11)]
+    said = [text for text in messages.texts if "unfr" in text or text.startswith("eval mode")]
+    assert said == [
+        "eval mode, because nothing in it is trained: bert",
+        "unfreeze step 2 layer 2 (2,496); epoch 1 embeddings, layer 1 (3,696)",
+        "unfrozen at step 2 (epoch 0): layer 2, 2,496 parameters, lr 0.003 times the schedule; 2,547 trained now",
+        "unfrozen at step 5 (epoch 1): embeddings, layer 1, 3,696 parameters, lr 0.00125 to 0.0025 times the schedule; "
+        "6,243 trained now",
+    ]
