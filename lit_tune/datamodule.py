@@ -155,7 +155,7 @@ class TokenizedDataModule(L.LightningDataModule):
                 encoding=encoding,
                 json_field=field,
                 txt_rows=txt_rows or task.txt_rows,
-                text_columns=task.input_columns(),
+                text_columns=task.verbatim_columns(),
             ),
             reader=self.reader,
             val_fraction=val_fraction,

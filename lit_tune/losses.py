@@ -47,7 +47,7 @@ def cross_entropy(
     return loss_sum, _weights_of(labels, weights, logits).sum()
 
 
-def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
+def token_losses(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Softmax cross-entropy in nats of each token: (B, T), 0 where nothing is predicted.
 
     The logits in full precision and their gradient are what takes memory here: 8 bytes x B x T x V.
@@ -55,12 +55,17 @@ def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
     Args:
         logits: (B, T, V).
         labels: (B, T) int64; -100 does not count.
+        label_smoothing: Share of the target mass spread evenly over all tokens, in [0, 1).
 
     >>> token_losses(torch.zeros(1, 2, 2), torch.tensor([[1, -100]]))
     tensor([[0.6931, 0.0000]])
     """
     flat = functional.cross_entropy(
-        _full_precision(logits.flatten(0, 1)), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
+        _full_precision(logits.flatten(0, 1)),
+        labels.flatten(),
+        ignore_index=IGNORE_INDEX,
+        label_smoothing=label_smoothing,
+        reduction="none",
     )
     return flat.view(labels.shape)
 

@@ -270,3 +270,49 @@ def toy_pairs(count: int, seed: int = 0) -> list[dict]:
             }
         )
     return rows
+
+
+def make_tiny_writer(folder: Path, kind: str = "t5", dropout: float = 0.0) -> Path:
+    """A random model of an encoder and a decoder, T5 or BART, and a tokenizer of the toy words that ends each text."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import AutoModelForSeq2SeqLM, BartConfig, PreTrainedTokenizerFast, T5Config
+
+    vocab = {w: i for i, w in enumerate(["<pad>", "</s>", "<unk>", *WORDS])}
+    backend = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=64, **special)
+    tokenizer.save_pretrained(folder)
+    ids = {"vocab_size": len(vocab), "pad_token_id": 0, "eos_token_id": 1, "d_model": 16}
+    config: T5Config | BartConfig
+    if kind == "t5":
+        sizes = {"d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
+        config = T5Config(decoder_start_token_id=0, dropout_rate=dropout, **sizes, **ids)
+    else:
+        sides = {
+            f"{side}_{name}": size
+            for side in ("encoder", "decoder")
+            for name, size in (("layers", 2), ("attention_heads", 2), ("ffn_dim", 32))
+        }
+        ends = {"bos_token_id": None, "decoder_start_token_id": 1, "forced_eos_token_id": None}
+        config = BartConfig(max_position_embeddings=128, dropout=dropout, init_std=0.3, **sides, **ends, **ids)
+    torch.manual_seed(0)
+    AutoModelForSeq2SeqLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+def toy_descriptions(count: int, seed: int = 0, references: int = 1) -> list[dict]:
+    """A source with one place and one kind of weather, and what is to be written about them, in several ways."""
+    rng = random.Random(seed)
+    others = [w for w in WORDS if w not in (*PLACES, *SKY)]
+    rows = []
+    for _ in range(count):
+        place, sky = rng.choice(PLACES), rng.choice(SKY)
+        words = [rng.choice(others) for _ in range(rng.randint(1, 6))]
+        for word in (place, sky):
+            words.insert(rng.randint(0, len(words)), word)
+        texts = [f"great view {place} long path {sky}", f"{sky} hard climb {place}", f"{place} mud {sky} steep rock"]
+        rows.append({"source": " ".join(words), "target": texts[0] if references == 1 else texts[:references]})
+    return rows

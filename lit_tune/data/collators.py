@@ -4,7 +4,7 @@ Shapes: B examples, T tokens, C classes.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -166,6 +166,35 @@ class WordCollator:
         else:
             aside["words"] = [f["words"] for f in features]
         return {**batch, "aside": aside}
+
+
+@dataclass(frozen=True)
+class TargetCollator:
+    """Pads sources and their targets; a source with several targets stands there once for each of them.
+
+    Beside what the model reads, N rows in all, the batch has ``labels`` (N, U), -100 in padding, and under ``aside``
+    ``first_rows`` (B,), the row of each source's first target, and ``references``, the texts of each source's targets.
+
+    Args:
+        padding: How sources become a rectangle; its side is the right one.
+        max_targets: Tokens of a target to which it is padded where all is padded to the longest there could be.
+    """
+
+    padding: Padding
+    max_targets: int
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        """B features -> a batch under HF's names, tensors (N, T) and (N, U)."""
+        counts = [len(f["labels"]) if "labels" in f else 1 for f in features]
+        rows = [{"input_ids": f["input_ids"]} for f, n in zip(features, counts, strict=True) for _ in range(n)]
+        firsts = torch.tensor([0, *np.cumsum(counts)[:-1].tolist()])
+        batch = pad_inputs(rows, self.padding)
+        if "labels" not in features[0]:
+            return {**batch, "aside": {"first_rows": firsts}}
+        targets = [target for f in features for target in f["labels"]]
+        like = replace(self.padding, length=self.max_targets if self.padding.length else None)
+        batch["labels"] = pad(targets, IGNORE_INDEX, like.width([len(t) for t in targets]), "right")
+        return {**batch, "aside": {"first_rows": firsts, "references": [f["references"] for f in features]}}
 
 
 @dataclass(frozen=True)

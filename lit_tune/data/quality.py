@@ -68,17 +68,19 @@ class Overlap:
         return asdict(self)
 
 
-def text_quality(split: Split, columns: Sequence[str]) -> TextQuality:
+def text_quality(split: Split, columns: Sequence[str], identity: Sequence[str] = ()) -> TextQuality:
     """Look at all texts of a split.
 
     Args:
         split: Not streamed.
         columns: The columns with texts, or with lists of them.
+        identity: Columns in which repetitions are alike; default: these.
     """
+    identity = identity or columns
     found = {column: text_column(split, column) for column in columns}
     is_empty = np.logical_and.reduce([c.is_blank for c in found.values()])
     chars = np.add.reduce([c.num_chars for c in found.values()])
-    hashes = text_hashes(split, columns)
+    hashes = text_hashes(split, identity)
     _, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
     earlier = first[inverse]
     # empty rows are told by themselves
@@ -90,7 +92,7 @@ def text_quality(split: Split, columns: Sequence[str]) -> TextQuality:
         empty_cells={name: n for name, c in found.items() if (n := int(c.is_blank.sum()))},
         empty_places=places(np.flatnonzero(is_empty), split.locate),
         num_duplicates=len(repeated),
-        duplicate_samples=[_pair(split, int(i), split, int(earlier[i]), columns) for i in repeated[:NUM_SAMPLES]],
+        duplicate_samples=[_pair(split, int(i), split, int(earlier[i]), identity) for i in repeated[:NUM_SAMPLES]],
         longest_chars=int(chars[longest]) if len(chars) else 0,
         longest_place=split.locate(longest) if len(chars) else "",
     )

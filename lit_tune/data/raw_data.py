@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from lit_tune.data.nested_columns import with_fields
 from lit_tune.data.sources import load_files, load_hub
 from lit_tune.data.split import Split
 from lit_tune.data.stream_faults import explain_stream_fault
@@ -24,7 +25,7 @@ class RawData:
         delimiter: Column separator of csv files.
         encoding: Text encoding.
         json_field: Key that holds the array of rows in a json file.
-        text_columns: Columns of a csv that stay text even if every cell is a number.
+        text_columns: Columns of a csv that stay text even if every cell is a number; fields of columns as ``a.b``.
         txt_rows: What is a row of a txt file.
     """
 
@@ -57,6 +58,7 @@ class RawData:
                 text_columns=self.text_columns,
                 txt_rows=self.txt_rows,
             )
+            found = with_fields(found, self.text_columns)
             return replace(found, explain=self.explainer(found)) if streaming else found
         if self.dataset is None or split == "predict":
             return None
@@ -70,7 +72,7 @@ class RawData:
         )
         if in_hub is None and split == "train":
             raise DataError("has no train split", where=self.dataset, fix="data.train_split: the split to train on")
-        return in_hub
+        return in_hub and with_fields(in_hub, self.text_columns)
 
     def load_train(self, streaming: bool = False) -> Split:
         """The train split.

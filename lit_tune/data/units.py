@@ -92,6 +92,45 @@ class Windows:
         ]
 
 
+class Merged:
+    """Rows with the same key are one unit: the first of them, with the lists of all in some columns.
+
+    Args:
+        rows: Encoded features, memory-mapped.
+        key: The column with the key, an integer.
+        columns: The columns with lists that are joined.
+
+    >>> rows = datasets.Dataset.from_dict({"key": [7, 8, 7], "labels": [["a"], ["b"], ["c"]]})
+    >>> merged = Merged(rows, "key", ["labels"])
+    >>> len(merged), merged.read([0])
+    (2, [{'key': 7, 'labels': ['a', 'c']}])
+    """
+
+    def __init__(self, rows: datasets.Dataset, key: str, columns: Sequence[str]) -> None:
+        self.rows, self.columns = WholeRows(rows), frozenset(columns)
+        keys = rows.with_format("numpy")[key][:]
+        _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+        place = np.argsort(np.argsort(first))  # units stand where their first rows do
+        self.order = np.argsort(place[inverse], kind="stable")
+        """(N,) row numbers, unit after unit."""
+        self.ends = np.cumsum(np.bincount(place[inverse]))
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def read(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        """Features of some units."""
+        starts = [int(self.ends[n - 1]) if n else 0 for n in numbers]
+        members = [self.order[start : self.ends[n]].tolist() for start, n in zip(starts, numbers, strict=True)]
+        features = iter(self.rows.read([row for group in members for row in group]))
+        return [self.merge([next(features) for _ in group]) for group in members]
+
+    def merge(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        """One unit of its rows."""
+        joined = {name: [item for row in features for item in row[name]] for name in self.columns}
+        return {**features[0], **joined}
+
+
 def list_lengths(rows: datasets.Dataset, column: str) -> np.ndarray:
     """(N,) number of items in each row of a column of lists; what is in the lists is not read.
 

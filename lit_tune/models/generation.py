@@ -74,6 +74,9 @@ def set_generation(model: PreTrainedModel, settings: Mapping[str, Any], end_toke
         model: The model.
         settings: From :func:`generation_settings`.
         end_tokens: Tokens that end a text, beside those the model knows.
+
+    Raises:
+        ConfigError: Settings that transformers would not save together.
     """
     config: Any = model.generation_config
     for name, value in settings.items():
@@ -84,11 +87,18 @@ def set_generation(model: PreTrainedModel, settings: Mapping[str, Any], end_toke
         config.do_sample = False
         for name in ("temperature", "top_k", "top_p", "min_p", "typical_p"):  # a config with them is not saved
             setattr(config, name, None)
+    if (config.num_beams or 1) == 1:  # nor one with these, which mean something to beams alone
+        config.early_stopping = config.length_penalty = None
     known = config.eos_token_id
     ends = [] if known is None else known if isinstance(known, list) else [known]
     ends = list(dict.fromkeys([*ends, *end_tokens]))
     if ends:
         config.eos_token_id = ends if len(ends) > 1 else ends[0]
+    try:
+        config.validate(strict=True)
+    except ValueError as error:  # else this would come up when the model is saved
+        what = f"does not go together with the settings that the model brings: {_reason(error)}"
+        raise ConfigError(what, where="task.init_args.generation", fix="set that one, too") from error
 
 
 @torch.no_grad()

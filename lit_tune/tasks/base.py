@@ -31,11 +31,12 @@ in the row for the reports and are not stored; ``num_tokens`` (before cutting) i
 
 Batch = dict[str, Any]
 """Tensors ``(B, T)`` under HF's names, plus ``example_ids`` (B row numbers), ``is_filler`` (see ``data.loader``) and,
-where a task needs it, ``aside``: a dict of what metrics and ``decode`` read and the model does not."""
+where a task needs it, ``aside``: a dict of what metrics and ``decode`` read and the model does not. ``evaluate`` of a
+split with labels also finds its ``stage``: ``val``, ``probe`` or ``test``."""
 
 Collator = Callable[[list[dict[str, Any]]], Batch]
 
-BOOKKEEPING = ("labels", "example_ids", "is_filler", "aside")
+BOOKKEEPING = ("labels", "example_ids", "is_filler", "aside", "stage")
 """Keys of a batch that the model never sees. Without labels its head computes no loss of its own."""
 
 
@@ -130,6 +131,13 @@ class Task(ABC):
 
         A list of texts (words, choices) counts as the text of its parts. ``check`` says what a column must hold.
         """
+
+    def verbatim_columns(self) -> tuple[str, ...]:
+        """Columns of a csv that stay text even if every cell is a number; ``a.b`` is the field ``b`` of a column ``a``.
+
+        Rows alike in all of them are repetitions.
+        """
+        return self.input_columns()
 
     @abstractmethod
     def inspect(self, train: Split, model_config: PretrainedConfig | None, new_head: bool) -> Spec:

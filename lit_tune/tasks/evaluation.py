@@ -37,6 +37,7 @@ class Evaluation(nn.Module):
 
     def add(self, stage: str, model: Any, batch: Batch) -> None:
         """Evaluate a batch and count it."""
+        batch = {**batch, "stage": stage}
         outputs = self.task.evaluate(model, batch, self.tokenizer)
         loss_sum, denominator = self.task.loss(outputs, batch, self.spec)
         self.losses[stage].update(loss_sum, denominator)  # type: ignore[operator]

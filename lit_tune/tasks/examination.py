@@ -59,10 +59,15 @@ def examine(task: Task, spec: Spec, used: Mapping[str, Split], train: str = "tra
         used = {name: with_text(split, columns) for name, split in used.items()}
     labelled = {name: split for name, split in used.items() if not is_unlabelled(task, spec, split)}
     return Examination(
-        texts={name: text_quality(split, columns) for name, split in used.items()},
+        texts={name: text_quality(split, columns, alike_in(task, split)) for name, split in used.items()},
         overlaps={name: overlap(used[train], split, columns) for name, split in used.items() if name != train},
         label_counts={name: task.label_counts(split, spec) for name, split in labelled.items()},
     )
+
+
+def alike_in(task: Task, split: Split) -> list[str]:
+    """The columns in which repetitions are alike: those with texts, as far as the split has them."""
+    return [column for column in task.verbatim_columns() if column in split.column_names]
 
 
 def with_text(split: Split, columns: Sequence[str]) -> Split:

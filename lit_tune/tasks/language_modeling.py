@@ -49,10 +49,11 @@ class TokenScores:
     Args:
         labels: (B, T) the token to predict at each position, or -100.
         logits: (B, T, V).
+        label_smoothing: Of the loss that is trained; ``losses`` are those without it.
     """
 
-    def __init__(self, labels: Tensor, logits: Tensor) -> None:
-        self.labels = labels
+    def __init__(self, labels: Tensor, logits: Tensor, label_smoothing: float = 0.0) -> None:
+        self.labels, self.label_smoothing = labels, label_smoothing
         # virtual tokens of an adapter stand before the row
         self.logits = logits[:, -labels.shape[1] :]
         self.written: list[str] = []
@@ -71,6 +72,11 @@ class TokenScores:
         return token_losses(self.logits, self.labels)
 
     @cached_property
+    def smoothed(self) -> Tensor:
+        """(B, T) the losses with label smoothing."""
+        return token_losses(self.logits, self.labels, self.label_smoothing) if self.label_smoothing else self.losses
+
+    @cached_property
     def is_right(self) -> Tensor:
         """(B, T) whether the likeliest token is the one."""
         return self.logits.argmax(-1) == self.labels
@@ -78,7 +84,7 @@ class TokenScores:
     @property
     def parts(self) -> tuple[Tensor, Tensor]:
         """(Summed loss, predicted tokens)."""
-        return self.losses.sum(), (self.labels >= 0).sum().to(self.losses.dtype)
+        return self.smoothed.sum(), (self.labels >= 0).sum().to(self.smoothed.dtype)
 
     @classmethod
     def join(cls, some: list["TokenScores"]) -> "TokenScores":
@@ -86,6 +92,7 @@ class TokenScores:
         labels = torch.cat([part.labels for part in some])
         joined = cls(labels, torch.cat([part.logits[:, :EXPORT_POSITIONS] for part in some]))
         joined.losses = torch.cat([part.losses for part in some])
+        joined.smoothed = torch.cat([part.smoothed for part in some])
         joined.is_right = torch.cat([part.is_right for part in some])
         return joined
 
@@ -94,7 +101,7 @@ class TokenScores:
         return self.join([self])
 
 
-def score_tokens(model: PreTrainedModel, batch: Batch) -> TokenScores:
+def score_tokens(model: PreTrainedModel, batch: Batch, label_smoothing: float = 0.0) -> TokenScores:
     """Run the model on blocks, or on documents that were cut into rows.
 
     Where nothing is trained the rows go through it a few at a time, so that the logits of 64 rows never stand in memory
@@ -104,13 +111,13 @@ def score_tokens(model: PreTrainedModel, batch: Batch) -> TokenScores:
     labels, vocabulary = batch["labels"], model.config.get_text_config().vocab_size
     # with a cache transformers would not look for packed documents
     if torch.is_grad_enabled():
-        return TokenScores(labels, model(**inputs, use_cache=False).logits)
+        return TokenScores(labels, model(**inputs, use_cache=False).logits, label_smoothing)
     at_once = min(len(batch["example_ids"]), max(1, LOGITS_AT_ONCE // (labels.shape[1] * vocabulary)))
     some = []
     for start in range(0, len(labels), at_once):
         rows = slice(start, start + at_once)
         logits = model(**{name: tensor[rows] for name, tensor in inputs.items()}, use_cache=False).logits
-        some.append(TokenScores(labels[rows], logits).slim())
+        some.append(TokenScores(labels[rows], logits, label_smoothing).slim())
     return TokenScores.join(some)
 
 
@@ -125,12 +132,21 @@ def with_unigram_baseline(train: datasets.Dataset, spec: Spec) -> Spec:
     total, size = int(counts.sum()), pc.sum(train.data.column(TEXT_BYTES)).as_py() or 0
     if not total:
         return spec
-    shares = counts[counts > 0] / total
-    loss = float(-(shares * np.log(shares)).sum())
-    baseline = {"loss": loss, "perplexity": math.exp(loss), "accuracy": float(shares.max())}
+    baseline = unigram_scores(counts)
     if size:
-        baseline["bits_per_byte"] = loss * total / math.log(2) / size
+        baseline["bits_per_byte"] = baseline["loss"] * total / math.log(2) / size
     return replace(spec, baseline=baseline, num_units=total)
+
+
+def unigram_scores(counts: np.ndarray) -> dict[str, float]:
+    """What a model scores that gives every token its share.
+
+    Args:
+        counts: (V,) how often each token is to be predicted; one of them is.
+    """
+    shares = counts[counts > 0] / counts.sum()
+    loss = float(-(shares * np.log(shares)).sum())
+    return {"loss": loss, "perplexity": math.exp(loss), "accuracy": float(shares.max())}
 
 
 def document_records(scores: TokenScores, batch: Batch) -> list[dict[str, Any]]:
