@@ -82,6 +82,16 @@ SETTINGS: dict[str, dict[str, Any]] = {
         },
         "lines": {"train": (0, 1200), "val": (0, 300), "test": (300, 900)},
     },
+    "e2e_nlg": {
+        "class_path": "Seq2Seq",
+        "task": {"group_sources": True, "max_target_length": 80, "generation": {"num_beams": 4}},
+        "lr": 2e-3,
+        "batch": 16,
+        "epochs": 4,
+        "suffix": "jsonl",
+        "max_length": 128,
+        "val_sources": 60,
+    },
 }
 
 
@@ -104,7 +114,21 @@ def files_of(name: str, data: Path, scratch: Path) -> dict[str, str]:
         files[split] = scratch / files[split].name
         kept = random.Random(0).sample(lines[len(header) :], limit)
         files[split].write_text("".join([*header, *kept]), encoding="utf-8")
+    if "val_sources" in settings:
+        files |= held_out(files["train"], settings["val_sources"], scratch)
     return {s: str(f) for s, f in files.items() if f.exists()}
+
+
+def held_out(train: Path, num_sources: int, scratch: Path) -> dict[str, Path]:
+    """Train without the rows of some sources, which are val."""
+    lines = train.read_text(encoding="utf-8").splitlines(keepends=True)
+    source_of = [json.loads(line)["source"] for line in lines]
+    chosen = set(random.Random(0).sample(sorted(set(source_of)), num_sources))
+    parts = {"train": scratch / "train.jsonl", "val": scratch / "val.jsonl"}
+    for name, path in parts.items():
+        rows = zip(lines, source_of, strict=True)
+        path.write_text("".join(line for line, s in rows if (s in chosen) == (name == "val")), encoding="utf-8")
+    return parts
 
 
 def run_lit_tune(
@@ -146,6 +170,7 @@ HF_SIDES = {
     "QuestionAnswering": "quality_hf_answers",
     "MaskedLM": "quality_hf_masked",
     "SentenceEmbedding": "quality_sentence_transformers",
+    "Seq2Seq": "quality_hf_writer",
 }
 """Task -> the script that does the same with HF Trainer, or with the trainer that sentence-transformers made of it."""
 
@@ -164,10 +189,18 @@ HEADLINE = {
     "codah": ("accuracy", "loss"),
     "xquad_en": ("f1", "exact_match"),
     "wikitext2": ("loss", "perplexity"),
+    "e2e_nlg": ("bleu", "rougeL", "chrf", "loss"),
     "goemotions": ("f1_micro", "f1_macro"),
     "sick_similarity": ("spearman", "pearson"),
     "sick_regression": ("pearson", "spearman", "mse"),
 }
+
+
+def new_model(name: str, files: dict[str, str], scratch: Path) -> str:
+    """A model of random weights, always the same."""
+    if SETTINGS[name].get("class_path") != "Seq2Seq":
+        raise SystemExit(f"{name} wants a --model")
+    return str(importlib.import_module("new_writer").save_new_writer(files["train"], scratch / "new"))
 
 
 def main() -> None:
@@ -175,7 +208,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=SETTINGS)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--model", required=True)
+    parser.add_argument("--model", help="a folder or Hub id; for e2e_nlg default: a small one of random weights")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=["lit_tune", "hf_trainer"])
     parser.add_argument("--output", type=Path, default=Path("quality.jsonl"))
@@ -185,7 +218,8 @@ def main() -> None:
         for peer in options.peers:  # alternating: both meet the same state of the machine
             with tempfile.TemporaryDirectory() as scratch:
                 files = files_of(options.name, options.data, Path(scratch))
-                result = PEERS[peer](SETTINGS[options.name], files, options.model, seed, Path(scratch))
+                model = options.model or new_model(options.name, files, Path(scratch))
+                result = PEERS[peer](SETTINGS[options.name], files, model, seed, Path(scratch))
             results[peer].append(result)
             line = {"data": options.name, "peer": peer, "seed": seed, **result}
             with options.output.open("a") as file:

@@ -147,9 +147,16 @@ def run(settings: dict[str, Any], files: dict[str, str], model: str, seed: int, 
     return {"metrics": metrics, "seconds": seconds}
 
 
-def arguments(settings: dict[str, Any], primary: str, seed: int, scratch: Path) -> TrainingArguments:
+def arguments(
+    settings: dict[str, Any],
+    primary: str,
+    seed: int,
+    scratch: Path,
+    kind: type[TrainingArguments] = TrainingArguments,
+    **more: Any,
+) -> TrainingArguments:
     """The hyper-parameters of lit-tune's run in HF Trainer's names."""
-    return TrainingArguments(
+    return kind(
         output_dir=str(scratch / "hf_trainer"),
         num_train_epochs=settings["epochs"],
         per_device_train_batch_size=settings.get("batch", 16),
@@ -167,4 +174,5 @@ def arguments(settings: dict[str, Any], primary: str, seed: int, scratch: Path) 
         report_to="none",
         disable_tqdm=True,
         use_cpu=True,
+        **more,
     )
