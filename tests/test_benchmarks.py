@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from toy import toy_questions
+from toy import toy_descriptions, toy_questions
 from transformers import AutoTokenizer
 
 from lit_tune.data.collators import Padding
@@ -20,6 +20,7 @@ from lit_tune.metrics.entities import EntityCounts, read_tag_set
 from lit_tune.tasks.answer_spans import SpanLogits
 from lit_tune.tasks.base import Spec
 from lit_tune.tasks.question_answering import ALWAYS, QuestionAnswering
+from lit_tune.tasks.seq2seq import Seq2Seq
 
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"
@@ -219,6 +220,22 @@ def test_both_sides_of_the_table_of_answers_find_and_score_alike(monkeypatch, ti
     for name, value in peer.scores(found, [row["text"] for row in columns["answers"]]).items():
         assert float(metrics.compute()[name]) == pytest.approx(value, abs=1e-12)
         assert 0 < value < 1
+
+
+def test_both_sides_of_the_table_of_written_texts_are_scored_alike(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    peer = importlib.import_module("quality_hf_writer")
+    rows = toy_descriptions(20, seed=4, references=3)
+    references = [row["target"][: 1 + i % 3] for i, row in enumerate(rows)]
+    written = [row["target"][i % 2].replace("long", "short") for i, row in enumerate(rows)]
+    metrics = Seq2Seq().build_metrics(Spec("sequence_to_sequence"))
+    for name in ("rouge", "bleu", "chrf"):
+        metrics[name].update(written[:9], references[:9])
+        metrics[name].update(written[9:], references[9:])
+    ours = {name: float(value) for name, value in metrics.compute().items()}
+    for name, value in peer.scores(written, references).items():
+        assert 0 < value < 1
+        assert ours[name] == pytest.approx(value, abs=1e-12), name
 
 
 @pytest.mark.slow
