@@ -4,6 +4,7 @@ Shapes: B sources, N targets of all of them, T and U tokens of a source and of a
 """
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -30,6 +31,7 @@ from lit_tune.models.generation import generation_settings, set_generation, writ
 from lit_tune.models.text_reader import TextReader
 from lit_tune.tasks.base import Batch, Collator, Features, Rows, Spec, Task
 from lit_tune.tasks.classification_report import totals
+from lit_tune.tasks.evaluation import SAMPLES_KEPT
 from lit_tune.tasks.language_modeling import EXPORT_POSITIONS, TokenScores, score_tokens, unigram_scores
 from lit_tune.tasks.target_tokens import begin_in, encode_sources, encode_targets, end_token, set_languages
 
@@ -74,7 +76,7 @@ class Seq2Seq(Task):
         bleu_tokenizer: How sacrebleu finds words: ``zh`` for Chinese, ``char`` for Japanese or Korean.
         generation: Settings by transformers' names, such as ``{num_beams: 4}``, over those that the model brings.
         generate_rows: Write texts for so many of the first sources of val only; for ``test`` always for all. 0: nothing
-            is written or scored.
+            is written or scored. Without ``metrics`` three are written, for the log.
         label_smoothing: Share of the target mass spread over all tokens, in [0, 1).
     """
 
@@ -256,12 +258,17 @@ class Seq2Seq(Task):
 
     def num_written(self, batch: Batch) -> int:
         """For how many sources of a batch texts are written; their numbers grow from one to the next."""
-        limit = self.generate_rows
-        if "labels" not in batch or batch.get("stage") == "test":
-            limit = limit if limit == 0 and "labels" in batch else None
-        elif batch.get("stage") == "probe":
-            limit = PROBE_ROWS if limit is None else min(limit, PROBE_ROWS)
-        return len([row for row in batch["example_ids"] if limit is None or row < limit])
+        stage, rows = batch.get("stage"), batch["example_ids"]
+        if "labels" not in batch:
+            return len(rows)
+        limit = math.inf if self.generate_rows is None else self.generate_rows
+        if not self.scored:
+            limit = min(limit, SAMPLES_KEPT)
+        elif stage == "test":
+            limit = math.inf
+        elif stage == "probe":
+            limit = min(limit, PROBE_ROWS)
+        return len([row for row in rows if row < limit])
 
     def samples(self, outputs: Written, batch: Batch) -> list[dict[str, str]]:
         rows = zip(outputs.sources, batch["aside"]["references"], outputs.texts, strict=False)

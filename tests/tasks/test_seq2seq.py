@@ -218,6 +218,8 @@ def test_texts_are_written_for_as_many_rows_as_are_wanted(limit, stage, count):
     batch = {"labels": None, "stage": stage, "example_ids": [2, 3, 98, 99] if stage != "probe" else [2, 99, 100]}
     assert Seq2Seq(generate_rows=limit).num_written(batch) == count
     assert Seq2Seq(generate_rows=limit).num_written({"example_ids": [2, 3]}) == 2, "predict writes them all"
+    few = {"labels": None, "stage": stage, "example_ids": [1, 2, 3]}
+    assert Seq2Seq(metrics=[]).num_written(few) == 2, "to be read, where nothing is scored"
 
 
 def test_without_texts_there_are_no_scores_of_texts():
