@@ -88,6 +88,7 @@ def rewrite(module: FineTuneModule, run_dir: RunDir, folder: Path, how: Rewritin
     config, unused = module.build_config(module.spec), module.task.unused_modules
     model, *_ = assemble(auto_class, module.recipe, config, fitting=False, unused=unused)
     tokenizer, has_choices = load_tokenizer(str(run_dir.best)), module.task.pipeline == "multiple-choice"
+    module.task.prepare_model(model, tokenizer)  # how texts are written is saved with the model
     expected = numbers_of(model, tokenizer, has_choices)
     check_export(run_dir, run_dir.read().get(EXPORT_HASHES, {}))  # what was read just now is what the run wrote
     said = []

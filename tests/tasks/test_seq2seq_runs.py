@@ -267,6 +267,34 @@ def test_bad_rows_and_other_models_end_before_any_training(files, tmp_path, caps
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("adapter", ["lora", "prompt_tuning"])
+def test_an_adapted_model_writes_the_same_from_its_adapter_and_merged(adapter, files, tmp_path):
+    options = {
+        "task.class_path": "Seq2Seq",
+        "task.init_args.generation.num_beams": 2,
+        "task.init_args.max_target_length": 8,
+        "model.model_name_or_path": files / "t5",
+        "model.adapter": adapter,
+        "data.train": files / "train.jsonl",
+        "data.val": files / "val.jsonl",
+        "data.max_length": 32,
+        "optimizer.lr": 0.05,
+        "trainer.accelerator": "cpu",
+        "trainer.max_epochs": 2,
+        "run_dir": tmp_path / "run",
+    }
+    assert main(["fit", *[text for key, value in options.items() for text in (f"--{key}", str(value))]]) == 0
+    config, output = str(tmp_path / "run" / "config.yaml"), tmp_path / "out.jsonl"
+    new = ["--data.predict", str(files / "new.jsonl"), "--output", str(output)]
+    assert main(["predict", "--config", config, *new]) == 0
+    assert main(["test", "--config", config, "--data.test", str(files / "several.jsonl")]) == 0
+    if adapter == "lora":
+        assert main(["export", "--config", config, "--merge", "--output", str(tmp_path / "merged")]) == 0
+        written = written_one_by_one(tmp_path / "merged", read(files / "new.jsonl"))
+        assert [record["text"] for record in read(output)] == written
+
+
+@pytest.mark.slow
 def test_a_run_that_goes_on_equals_one_that_was_never_interrupted(files, tmp_path):
     options = {
         "task.class_path": "Seq2Seq",
