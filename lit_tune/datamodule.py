@@ -206,8 +206,8 @@ class TokenizedDataModule(L.LightningDataModule):
     def use_model(self, name: str) -> None:
         """Read tokenizer and config of another model, as that of a finished run."""
         as_saved: Any = {"tokenizer_name": None, "config_overrides": {}, "add_tokens": None, "add_special_tokens": []}
-        self.reader = replace(self.reader, model_name=name, revision=None, **as_saved)
-        self.preparation.reader, self.preparation.new_head = self.reader, False
+        self.reader = self.preparation.reader = replace(self.reader, model_name=name, revision=None, **as_saved)
+        self.preparation.new_head = False
 
     # ---- Lightning's hooks -------------------------------------------------------------------------------------------
 
@@ -302,10 +302,8 @@ class TokenizedDataModule(L.LightningDataModule):
         return TrainBatchSampler(len(self.units("train", training=True)), *cuts, self.seed, self.together)
 
     def total_steps(self) -> int | None:
-        """Optimizer steps of the whole run, or None where nothing says when it ends.
-
-        Never Lightning's ``estimated_stepping_batches``: it builds the loader before a checkpoint is restored.
-        """
+        """Optimizer steps of the whole run, or None where nothing says when it ends."""
+        # never Lightning's estimated_stepping_batches: it builds the loader before a checkpoint is restored
         trainer, part = self.trainer, self.trainer.limit_train_batches  # type: ignore[union-attr]
         batches = part if isinstance(part, int) else None  # of a stream: at most, nobody knows how long it is
         if self.preparation.stream is None:
@@ -314,10 +312,9 @@ class TokenizedDataModule(L.LightningDataModule):
 
     def steps_per_epoch(self) -> int | None:
         """Optimizer steps of an epoch, or None for a stream."""
-        if self.preparation.stream is not None:
-            return None
-        part = self.trainer.limit_train_batches  # type: ignore[union-attr]
-        return total_steps(batches_used(len(self.train_sampler()), part), self.accumulate, 1, None)
+        part, is_stream = self.trainer.limit_train_batches, self.preparation.stream is not None  # type: ignore[union-attr]
+        batches = None if is_stream else batches_used(len(self.train_sampler()), part)
+        return total_steps(batches, self.accumulate, 1, None)
 
     def collator(self) -> Collator:
         """The task's collator with this run's padding."""

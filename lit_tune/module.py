@@ -97,11 +97,11 @@ class FineTuneModule(L.LightningModule):
         self.from_scratch, self.dtype_name, self.attn_implementation = from_scratch, dtype, attn_implementation
         self.gradient_checkpointing, self.compile_model, self.new_head = gradient_checkpointing, compile, new_head
         self.freeze_patterns = [freeze] if isinstance(freeze, str) else list(freeze or [])
+        self.unfreeze_settings, self.unfreezing = unfreeze_settings(unfreeze), Unfreezing()
         self.adapter, self.log_parameter_norms = adapter_settings(adapter), log_parameter_norms
         self.optimizer_settings = OptimizerSettings(**(optimizer or {}))
         self.schedule_settings = ScheduleSettings(**(lr_schedule or {}))
         self.distillation = Distillation(task, DistillationSettings(**(distillation or {})))
-        self.unfreeze_settings, self.unfreezing = unfreeze_settings(unfreeze), Unfreezing()
 
         self.spec: Spec | None = None
         self.tokenizer: Any = None
@@ -139,7 +139,8 @@ class FineTuneModule(L.LightningModule):
         config, unused = self.build_config(self.spec), self.task.unused_modules
         made = assemble(self.task.auto_class, self.recipe, config, fitting, unused)
         self.model, self.base_reference, self.new_parameters = made
-        self.unfreezing = Unfreezing(self.model, plan_stages(self.model, self.unfreeze_settings) if fitting else ())
+        later = self.unfreeze_settings if fitting else None
+        self.unfreezing = Unfreezing(self.model, plan_stages(self.model, later, unused))
         self.task.prepare_model(self.model, self.tokenizer)
         self.evaluation = Evaluation(self.task, self.spec, (*VAL_STAGES, "test"), self.tokenizer)
         if self.compile_model:
@@ -187,8 +188,6 @@ class FineTuneModule(L.LightningModule):
         ranks = f" x {self.trainer.world_size}" if self.trainer.world_size > 1 else ""
         how = f"precision {self.trainer.precision}, on {self.device}{ranks}"
         introduce(self.model, self.model_name, new, self.unfreezing.stages, how)
-        if self.device.type == "cpu" and torch.cuda.is_available():
-            log.warning("this run uses the CPU although there is a GPU. Fix: trainer.accelerator: gpu")
 
     def on_train_start(self) -> None:
         """Scale of the losses, an empty window, and what a resumed run has left out before."""
@@ -344,7 +343,5 @@ class FineTuneModule(L.LightningModule):
             return self.evaluation.records(self.model, batch)
         except Exception as error:
             self.reraise(error, "predict", batch)
-
-    # ---- what callbacks ask ----------------------------------------------------------------------------------------
 
     advice_settings = settings_in_use

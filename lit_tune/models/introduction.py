@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 
 from lit_tune.models.adapters import is_adapted, trainable_line
@@ -30,4 +31,6 @@ def introduce(model: nn.Module, name: str, new: Sequence[str], stages: Sequence[
         log.info("adapter  %s", trainable_line(model))
     if stages:
         log.info("unfreeze %s", describe_plan(stages, model))
+    if torch.cuda.is_available() and next(model.parameters()).device.type == "cpu":
+        log.warning("this run uses the CPU although there is a GPU. Fix: trainer.accelerator: gpu")
     log.debug("%s", model)

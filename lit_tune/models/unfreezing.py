@@ -67,17 +67,18 @@ class Stage:
         return None if steps_per_epoch is None else self.at_epoch * steps_per_epoch
 
 
-def plan_stages(model: nn.Module, settings: UnfreezeSettings | None) -> list[Stage]:
+def plan_stages(model: nn.Module, settings: UnfreezeSettings | None, unused: Sequence[str] = ()) -> list[Stage]:
     """The stages of a model that has just been frozen.
 
     Args:
         model: Its parameters without ``requires_grad`` are the frozen ones.
         settings: ``model.unfreeze``.
+        unused: Names of modules that the task leaves out of training for good.
 
     Raises:
         ConfigError: A stage means nothing that is there, or nothing that is frozen until then.
     """
-    frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
+    frozen = [n for n, p in model.named_parameters() if not p.requires_grad and not set(unused) & set(n.split("."))]
     if settings is None:
         return []
     depths = layer_depths(model)

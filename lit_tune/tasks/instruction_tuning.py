@@ -111,6 +111,9 @@ class InstructionTuning(NextToken):
     def input_columns(self) -> tuple[str, ...]:
         return self.columns.inputs
 
+    def verbatim_columns(self) -> tuple[str, ...]:
+        return tuple(self.columns.keys)
+
     def prepare_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         use_template(tokenizer, self.chat_template)
 

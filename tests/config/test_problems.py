@@ -64,8 +64,8 @@ trainer: {max_epochs: three, precision: bf17}
         "lr: no such key; did you mean optimizer.lr? (my.yaml:9)",
         "early_stopping: a section with keys of its own, got null (my.yaml:10)",
         "task.class_path: there is no task SequenceClasification; did you mean SequenceClassification? "
-        "there are: CausalLM, InstructionTuning, MaskedLM, MultipleChoice, QuestionAnswering, SentenceEmbedding, Seq2Seq, "
-        "SequenceClassification, TokenClassification (my.yaml:11)",
+        "there are: CausalLM, InstructionTuning, MaskedLM, MultipleChoice, QuestionAnswering, SentenceEmbedding, "
+        "Seq2Seq, SequenceClassification, TokenClassification (my.yaml:11)",
         "data.train_batch_size: expected a whole number of at least 1, got 16.5 (my.yaml:4)",
         "data.padding: expected one of longest, max_length, got 'long' (my.yaml:5)",
         "optimizer.lr: expected a number above 0, got 'abc' (my.yaml:7)",
