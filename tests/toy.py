@@ -313,6 +313,8 @@ def toy_descriptions(count: int, seed: int = 0, references: int = 1) -> list[dic
         words = [rng.choice(others) for _ in range(rng.randint(1, 6))]
         for word in (place, sky):
             words.insert(rng.randint(0, len(words)), word)
-        texts = [f"great view {place} long path {sky}", f"{sky} hard climb {place}", f"{place} mud {sky} steep rock"]
-        rows.append({"source": " ".join(words), "target": texts[0] if references == 1 else texts[:references]})
+        usual = f"great view {place} long path {sky}" + " steep rock" * (sky == "sun")
+        texts = [usual, f"{sky} hard climb {place}", f"{place} mud {sky} steep rock"][:references]
+        rng.shuffle(texts)
+        rows.append({"source": " ".join(words), "target": usual if references == 1 else texts})
     return rows

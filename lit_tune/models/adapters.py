@@ -135,8 +135,9 @@ def make_config(settings: AdapterSettings) -> Any:
 
 
 def trained_whole(model: nn.Module, new: Collection[str]) -> list[str]:
-    """Modules that are trained and saved as they are: the head, and what was not in the weights.
+    """Modules that are trained and saved as they are: a task's head, and what was not in the weights.
 
+    A head over the vocabulary was trained with the model, and is half of a small one: only what is new of it counts.
     DistilBERT's head has two layers, of which peft alone would leave the first one random for ever. A layer that is
     tied to the embeddings is left out, with its bias: peft would train a copy of it that is tied no more.
 
@@ -145,6 +146,8 @@ def trained_whole(model: nn.Module, new: Collection[str]) -> list[str]:
         new: Names of parameters that were not in the weights.
     """
     head = head_parameter_names(model)
+    if getattr(model, "get_output_embeddings", lambda: None)() is not None:
+        head &= set(new)
     trained = {id(p) for n, p in model.named_parameters(remove_duplicate=False) if n in head or n in new}
 
     def is_own(path: str) -> bool:
