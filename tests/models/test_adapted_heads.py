@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForMaskedLM, AutoModelForSequenceClassification
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from lit_tune.models.adapter_settings import adapter_settings
 from lit_tune.models.adapters import attach, merged, trained_whole
@@ -34,8 +34,15 @@ def test_what_is_tied_to_the_embeddings_is_not_trained_as_a_whole(kind, auto_cla
     named = model.named_parameters(remove_duplicate=False)
     shared = model.get_input_embeddings().weight
     new = [name for name, p in named if name.startswith(("cls", "lm_", "voc")) and p is not shared]
-    for unknown in ([], new):
-        assert trained_whole(model, unknown) == expected
+    assert trained_whole(model, new) == expected
+    is_pretrained = model.get_output_embeddings() is not None  # a head over the vocabulary, in all weights
+    assert trained_whole(model, []) == ([] if is_pretrained else expected)
+
+
+def test_a_language_models_head_is_no_part_of_its_adapter():
+    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING["llama"](**SIZES, tie_word_embeddings=False))
+    assert trained_whole(model, []) == []
+    assert trained_whole(model, ["lm_head.weight"]) == ["lm_head"]
 
 
 def test_an_adapted_head_over_the_vocabulary_stays_tied_when_it_is_merged():
