@@ -65,6 +65,15 @@ class QuestionAnswering(Task):
     auto_class = AutoModelForQuestionAnswering
     pipeline = "question-answering"
     has_pipeline = False  # removed from transformers in version 5
+    usage = """\
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("PATH_OR_ID")
+model = AutoModelForQuestionAnswering.from_pretrained("PATH_OR_ID")
+text = tokenizer("Who wrote it?", "It was written by Ada in 1843.", return_tensors="pt")
+scores = model(**text)
+start, end = int(scores.start_logits.argmax()), int(scores.end_logits.argmax())
+answer = tokenizer.decode(text["input_ids"][0, start : end + 1])"""
     input_key, label_key = "context_column", "answers_column"
     usual_max_length = 384
     needs_offsets = True

@@ -176,6 +176,9 @@ def test_the_export_in_plain_transformers_has_the_metrics_that_test_reports(fini
     assert manifest["best_metrics"]["val/f1"] == pytest.approx(f1, abs=1e-6)
     card = (finished / "best" / "README.md").read_text()
     assert "pipeline_tag: question-answering" in card
+    names: dict = {}
+    exec(card.split("```python\n")[1].split("```")[0].replace("PATH_OR_ID", str(finished / "best")), names)
+    assert isinstance(names["answer"], str)
     assert 'model = AutoModelForQuestionAnswering.from_pretrained("PATH_OR_ID")' in card
 
 
