@@ -54,18 +54,25 @@ def start(command: list[str], log: Path) -> int:
     os._exit(code)
 
 
-def run_until_done(command: list[str], run: Path, seed: int) -> tuple[int, float]:
-    """Kill after a random time, start again, until it exits by itself; kills and the share of progress kept."""
+def run_until_done(command: list[str], run: Path, seed: int, usual: float) -> int:
+    """Kill after a random time, start again, until it exits by itself; returns the number of kills.
+
+    Args:
+        command: Of the run.
+        run: Its folder.
+        seed: Of the times.
+        usual: Seconds that a whole run takes here and now.
+    """
     rng, kills, log = random.Random(seed), 0, run.with_suffix(".log")
     for _ in range(60):
         pid = start([*command, "--run_dir", str(run)], log)
         # from the first line of the verb to beyond the end of the whole run, all orders of magnitude alike
-        deadline = time.monotonic() + 10 ** rng.uniform(-1.5, 0.9)
+        deadline = time.monotonic() + usual * 10 ** rng.uniform(-2, 0.4)
         while time.monotonic() < deadline:
             done, status = os.waitpid(pid, os.WNOHANG)
             if done:
                 assert os.waitstatus_to_exitcode(status) == 0, log.read_text()[-3000:]
-                return kills, 0.0
+                return kills
             time.sleep(0.002)
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
@@ -73,11 +80,12 @@ def run_until_done(command: list[str], run: Path, seed: int) -> tuple[int, float
     pytest.fail(f"not done after {kills} kills: {log.read_text()[-3000:]}")
 
 
-def undisturbed(command: list[str], folder: Path) -> RunDir:
-    run = folder / "undisturbed"
+def undisturbed(command: list[str], folder: Path) -> tuple[RunDir, float]:
+    """The run that nothing happens to, and the seconds it takes."""
+    run, started = folder / "undisturbed", time.monotonic()
     pid = start([*command, "--run_dir", str(run)], folder / "undisturbed.log")
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, (folder / "undisturbed.log").read_text()[-3000:]
-    return RunDir(run)
+    return RunDir(run), time.monotonic() - started
 
 
 def compare(one: RunDir, other: RunDir) -> list[str]:
@@ -91,10 +99,10 @@ def compare(one: RunDir, other: RunDir) -> list[str]:
 
 def check_kills(command: list[str], folder: Path, wanted: int) -> int:
     """Runs until so many kills have happened; each ends as the undisturbed one did."""
-    expected, kills, seed = undisturbed(command, folder), 0, 0
+    (expected, usual), kills, seed = undisturbed(command, folder), 0, 0
     while kills < wanted:
         run = RunDir(folder / f"run{seed}")
-        kills += run_until_done(command, run.path, seed)[0]
+        kills += run_until_done(command, run.path, seed, usual)
         assert compare(expected, run) == [], f"seed {seed}"
         assert not [p.name for p in run.path.rglob("*.tmp*")]
         seed += 1
