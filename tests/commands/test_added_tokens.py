@@ -66,6 +66,7 @@ def test_a_language_model_learns_new_words_and_is_read_by_transformers_alone(fil
     assert len(guesses) == len(tokenizer)
 
 
+@pytest.mark.slow
 def test_a_head_over_new_words_and_the_cache_of_rows_that_are_cut_otherwise(files, tmp_path, capsys):
     plain = train(files, tmp_path / "plain")
     run = train(files, tmp_path / "run", *WORDS)
@@ -117,6 +118,7 @@ def test_an_adapter_trains_and_saves_the_rows_of_new_tokens_alone(files, tmp_pat
     assert main(["test", *options, "--data.test", str(files / "train.csv")]) == 0
 
 
+@pytest.mark.slow
 def test_an_adapter_with_new_tokens_is_trained_on(files, tmp_path):
     first = train(files, tmp_path / "first", "--model.adapter", "lora", *WORDS)
     again = train(files, tmp_path / "again", "--model.model_name_or_path", str(first / "best"))

@@ -88,7 +88,7 @@ def plain_loop(model_dir, content):
 
 
 @pytest.mark.filterwarnings("ignore:Found .* module.s. in eval mode")
-@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("fused", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_weights_are_those_of_a_loop_that_adds_groups_when_their_time_comes(tiny_model_dir, rows, fused):
     content, path = rows
     module = {**SETTINGS, "optimizer": {**SETTINGS["optimizer"], "fused": fused}}
