@@ -6,17 +6,17 @@ from typing import Any, Literal
 
 import datasets
 import lightning as L
-import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from lit_tune.data import cache, splits
+from lit_tune.data import cache
 from lit_tune.data.loader import BatchLoader, StreamBatches, StreamLoader
 from lit_tune.data.raw_data import RawData
 from lit_tune.data.samplers import EvalBatchSampler, TrainBatchSampler
 from lit_tune.data.step_count import batches_used, total_steps
 from lit_tune.data.txt_files import TxtRows
-from lit_tune.data.units import Chosen, Units
+from lit_tune.data.units import Units, some_of
 from lit_tune.errors import ConfigError
+from lit_tune.models.own_class import own_class
 from lit_tune.models.text_reader import TextReader
 from lit_tune.preparation import Preparation
 from lit_tune.tasks.base import Collator, Spec, Task
@@ -67,6 +67,7 @@ class TokenizedDataModule(L.LightningDataModule):
             (more than half of the texts of val or test stand in train), ``empty_texts`` (more than 5 % are empty).
         model_name_or_path: Set by ``model.model_name_or_path``.
         model_revision: Set by ``model.revision``.
+        model_class: Set by ``model.model_class``.
         new_head: Set by ``model.new_head``.
         from_scratch: Set by ``model.from_scratch``.
         config_overrides: Set by ``model.config_overrides``.
@@ -113,6 +114,7 @@ class TokenizedDataModule(L.LightningDataModule):
         accept: list[Literal["single_class", "leakage", "empty_texts"]] = [],  # noqa: B006
         model_name_or_path: str | None = None,
         model_revision: str | None = None,
+        model_class: str | None = None,
         new_head: bool = False,
         from_scratch: bool = False,
         config_overrides: dict[str, Any] = {},  # noqa: B006
@@ -142,6 +144,7 @@ class TokenizedDataModule(L.LightningDataModule):
             usual_max_length=task.usual_max_length,
             add_tokens=add_tokens,
             add_special_tokens=list(add_special_tokens),
+            own=own_class(model_class, task.auto_class),
         )
         self.preparation = Preparation(
             task=task,
@@ -244,15 +247,8 @@ class TokenizedDataModule(L.LightningDataModule):
             return StreamLoader(batches, self.num_workers, self.pins(), self.seed)
         sampler = self.train_sampler()
         sampler.epoch = self.epoch
-        return BatchLoader(
-            self.units("train", training=True),
-            sampler,
-            self.collator(),
-            self.num_workers,
-            self.pins(),
-            self.persistent_workers,
-            self.seed,
-        )
+        units, workers = self.units("train", training=True), (self.num_workers, self.pins(), self.persistent_workers)
+        return BatchLoader(units, sampler, self.collator(), *workers, self.seed)
 
     def val_dataloader(self) -> list[BatchLoader]:
         """Val, and beside it during fit the probe of train."""
@@ -340,8 +336,7 @@ class TokenizedDataModule(L.LightningDataModule):
         if self.preparation.stream is not None:
             return self.units("probe")
         train = self.units("train")
-        size = min(self.probe_size, len(self.units("val")), len(train))
-        return Chosen(train, np.sort(splits.subset(len(train), size, self.seed)))
+        return some_of(train, min(self.probe_size, len(self.units("val")), len(train)), self.seed)
 
     def pins(self) -> bool:
         """Whether batches go to page-locked memory."""

@@ -144,6 +144,11 @@ def allowed_imports() -> list[str]:
     return [*ALLOWED, *_added]
 
 
+def added_flags() -> str:
+    """What the command line must say again, in front of which a blank stands; empty where nothing was added."""
+    return "".join(f" --allow-import {prefix}" for prefix in _added)
+
+
 def refused_imports() -> list[str]:
     """The exceptions in force."""
     return [path for path in REFUSED if path not in _added]

@@ -21,6 +21,7 @@ from lit_tune.models.adapter_settings import adapter_settings
 from lit_tune.models.assembly import Recipe, assemble
 from lit_tune.models.base_reference import Reference
 from lit_tune.models.introduction import introduce
+from lit_tune.models.own_class import own_class
 from lit_tune.models.unfreeze_settings import unfreeze_settings
 from lit_tune.models.unfreezing import Unfreezing, plan_stages
 from lit_tune.models.vocabulary import NO_TOKENS
@@ -51,6 +52,7 @@ class FineTuneModule(L.LightningModule):
         lr_schedule: Settings of the ``lr_schedule`` section.
         distillation: Settings of the ``distillation`` section.
         revision: Branch, tag or commit of the Hub repository.
+        model_class: Class path of a model of your own, known to transformers once its module is imported.
         config_overrides: Fields of the model's config to change, e.g. ``{hidden_dropout_prob: 0.2}``.
         from_scratch: Random weights from the config alone; no weights are read.
         dtype: Type the weights are kept in. Mixed precision (``trainer.precision``) wants float32 here.
@@ -77,6 +79,7 @@ class FineTuneModule(L.LightningModule):
         lr_schedule: dict[str, Any] | None = None,
         distillation: dict[str, Any] | None = None,
         revision: str | None = None,
+        model_class: str | None = None,
         config_overrides: dict[str, Any] = {},  # noqa: B006
         from_scratch: bool = False,
         dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32",
@@ -94,6 +97,7 @@ class FineTuneModule(L.LightningModule):
         super().__init__()
         self.task = task
         self.model_name, self.revision, self.config_overrides = model_name_or_path, revision, config_overrides
+        self.own_class = own_class(model_class, task.auto_class)
         self.from_scratch, self.dtype_name, self.attn_implementation = from_scratch, dtype, attn_implementation
         self.gradient_checkpointing, self.compile_model, self.new_head = gradient_checkpointing, compile, new_head
         self.freeze_patterns = [freeze] if isinstance(freeze, str) else list(freeze or [])
@@ -155,7 +159,7 @@ class FineTuneModule(L.LightningModule):
 
     def build_config(self, spec: Spec) -> PretrainedConfig:
         """The model's config with labels, overrides and a pad token."""
-        config = load.load_config(self.model_name, self.revision, self.config_overrides)
+        config = load.load_config(self.model_name, self.revision, self.config_overrides, self.own_class)
         self.task.configure(config, spec)
         if self.tokenizer is not None:
             load.fit_to_tokenizer(self.tokenizer, config, self.from_scratch)
@@ -207,14 +211,9 @@ class FineTuneModule(L.LightningModule):
         base, trainer = self.trainer.datamodule.default_seed, self.trainer  # type: ignore[attr-defined]
         seed_everything(batch_seed(base, trainer.current_epoch, batch_idx, trainer.global_rank))
 
-    @property
-    def sums_dtype(self) -> torch.dtype:
-        """Sums of losses are kept in float64, which MPS lacks."""
-        return torch.float32 if self.device.type == "mps" else torch.float64
-
     def start_window(self) -> None:
         """Forget the sums of the last accumulation window."""
-        self._window = Window(self.sums_dtype, self.device, self._loss_scale)
+        self._window = Window(self.device, self._loss_scale)
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """A micro-batch: the summed loss over a constant, times what Lightning divides by."""

@@ -1,16 +1,25 @@
 """Every shipped config parses without a problem, alone or, for overlays, on top of another one."""
 
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
+from lit_tune import imports
 from lit_tune.cli import parse
 
 ROOT = Path(__file__).parents[1] / "configs"
 OVERLAYS = sorted((ROOT / "overlays").glob("*.yaml"))
 CONFIGS = sorted(p for p in ROOT.rglob("*.yaml") if p not in OVERLAYS)
 BASE = ["--data.train", "a.csv", "--model.model_name_or_path", "m"]
+
+
+@pytest.fixture(autouse=True)
+def allowed(request, monkeypatch):
+    """What the command in a config's header allows, and nothing else."""
+    text = request.node.callspec.params["path"].read_text()
+    monkeypatch.setattr(imports, "_added", sorted(set(re.findall(r"--allow-import (\S+)", text))))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)

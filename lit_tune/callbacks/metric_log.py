@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from lit_tune.callbacks.throughput import Throughput
+from lit_tune.optim.window import sums_dtype
 
 
 class MetricLog(Callback):
@@ -40,7 +41,7 @@ class MetricLog(Callback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """The baseline stands beside the result from the start."""
         if self.sums is not None:
-            self.sums = torch.tensor(self.sums, dtype=pl_module.sums_dtype, device=pl_module.device)
+            self.sums = torch.tensor(self.sums, dtype=sums_dtype(pl_module.device), device=pl_module.device)
         self.seen_step = trainer.global_step
         self.total_steps = trainer.datamodule.total_steps()
         self.throughput.reset()

@@ -10,6 +10,7 @@ import yaml
 from lit_tune.callbacks.run_record import RunRecord, plain
 from lit_tune.models import text_cnn
 from lit_tune.models.adapters import is_adapted
+from lit_tune.models.own_class import module_to_import
 from lit_tune.run_dir import environment
 from lit_tune.tasks.base import Task
 
@@ -32,7 +33,6 @@ def model_card(trainer: L.Trainer, pl_module: Any, record: RunRecord, verdict: d
         "pipeline_tag": pl_module.task.pipeline,
         "tags": ["lit-tune"],
     }
-    is_cnn = pl_module.model.config.model_type == text_cnn.NAME
     how = "trained" if text_cnn.is_new(pl_module.model_name) else "fine-tuned"
     if not is_local and how == "fine-tuned":
         header["base_model"] = base
@@ -50,7 +50,7 @@ def model_card(trainer: L.Trainer, pl_module: Any, record: RunRecord, verdict: d
         f"{how.capitalize()} with lit-tune on {dataset or 'local files'} ({rows} rows): "
         f"{spec.problem_type.replace('_', ' ')}.",
         "",
-        usage(pl_module.task, adapted, is_cnn, bool(pl_module.recipe.tokens.pieces)),
+        usage(pl_module.task, adapted, module_to_import(pl_module.model), bool(pl_module.recipe.tokens.pieces)),
         "",
     ]
     if spec.label_names:
@@ -64,19 +64,18 @@ def model_card(trainer: L.Trainer, pl_module: Any, record: RunRecord, verdict: d
     return "\n".join(lines)
 
 
-def usage(task: Task, adapted: bool, is_cnn: bool = False, has_new_tokens: bool = False) -> str:
+def usage(task: Task, adapted: bool, module: str | None = None, has_new_tokens: bool = False) -> str:
     """How the folder is used.
 
     Args:
         task: What the model was trained for.
         adapted: The folder holds an adapter, not a whole model.
-        is_cnn: The model's class is lit-tune's, and transformers knows it once that is imported.
+        module: What is imported first, so that transformers knows the model's class.
         has_new_tokens: The adapter has rows for tokens that the base model lacks.
     """
     auto_class = task.auto_class.__name__
     if not adapted and task.has_pipeline:
-        lines = ["import lit_tune.models.text_cnn"] if is_cnn else []
-        lines += ["from transformers import pipeline", "", f'run = pipeline("{task.pipeline}", "PATH_OR_ID")']
+        lines = ["from transformers import pipeline", "", f'run = pipeline("{task.pipeline}", "PATH_OR_ID")']
     elif not adapted:
         lines = task.usage.splitlines() or [
             f"from transformers import {auto_class}, AutoTokenizer",
@@ -103,15 +102,16 @@ def usage(task: Task, adapted: bool, is_cnn: bool = False, has_new_tokens: bool 
             *grow,
             "model = PeftModel.from_pretrained(model, folder)",
         ]
-    return "\n".join(["```python", *lines, "```"])
+    first = [f"import {module}"] if module else []
+    return "\n".join(["```python", *first, *lines, "```"])
 
 
-def onnx_usage(task: Task, is_cnn: bool = False) -> str:
+def onnx_usage(task: Task, module: str | None = None) -> str:
     """How a folder with an ONNX graph is used.
 
     Args:
         task: What the model was trained for.
-        is_cnn: The model's class is lit-tune's; its tokenizer is found once that is imported.
+        module: What is imported first, so that the tokenizer is found.
     """
     texts, axis = '["a text", "another one"]', ""
     if task.pipeline == "question-answering":
@@ -120,7 +120,7 @@ def onnx_usage(task: Task, is_cnn: bool = False) -> str:
         texts, axis = '["It rained"] * 2, ["so he got wet.", "on Mars."]', "[None]"
     lines = [
         "import onnxruntime",
-        *(["import lit_tune.models.text_cnn"] if is_cnn else []),
+        *([f"import {module}"] if module else []),
         "from transformers import AutoTokenizer",
         "",
         f"folder = {FOLDER}",

@@ -8,6 +8,7 @@ from lit_tune.callbacks.run_record import RunRecord
 from lit_tune.cli import parse
 from lit_tune.console import configure_logging, is_rank_zero
 from lit_tune.errors import OutOfMemory, StorageError
+from lit_tune.imports import added_flags
 from lit_tune.models.adapter_folders import CONFIG
 from lit_tune.preflight.batch_sizes import BatchSizes, next_sizes, start_over, use_decided
 from lit_tune.preflight.examine import check_before_fit
@@ -118,7 +119,7 @@ def summary(run_dir: RunDir, record: RunRecord) -> str:
     if run_dir.best.is_dir():
         lines.append(f"model    {run_dir.best}  ({who_loads(run_dir)} loads it)")
     lines.append(f"numbers  {run_dir.metrics}, {run_dir.manifest}")
-    lines.append(f"next     lit-tune test --config {run_dir.config} [--data.test FILE]")
+    lines.append(f"next     lit-tune test --config {run_dir.config}{added_flags()} [--data.test FILE]")
     return "\n".join(lines)
 
 

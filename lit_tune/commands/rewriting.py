@@ -10,12 +10,12 @@ import torch
 from lit_tune.callbacks.hf_export import TOLERANCE
 from lit_tune.callbacks.model_card import onnx_usage, usage
 from lit_tune.errors import ConfigError, ModelError, StorageError
-from lit_tune.models import text_cnn
 from lit_tune.models.adapter_folders import BASE, CONFIG, WEIGHTS, adapter_folder
 from lit_tune.models.adapters import is_adapted, merged
 from lit_tune.models.assembly import assemble, load_as_anyone
 from lit_tune.models.load import load_tokenizer
 from lit_tune.models.onnx_graph import check_packages, write_graph
+from lit_tune.models.own_class import module_to_import
 from lit_tune.models.precision import cast, check_cast, name_of
 from lit_tune.models.probing import numbers_of
 from lit_tune.module import FineTuneModule
@@ -162,11 +162,11 @@ def write_card(
     """The run's model card, with the lines that run this folder and a word on what was changed."""
     if not card.is_file():
         return
-    is_cnn = model.config.model_type == text_cnn.NAME  # type: ignore[union-attr]
+    needed = module_to_import(model)
     text = card.read_text("utf-8")
-    now = onnx_usage(module.task, is_cnn) if how.onnx else usage(module.task, adapted=False, is_cnn=is_cnn)
+    now = onnx_usage(module.task, needed) if how.onnx else usage(module.task, adapted=False, module=needed)
     adapted = adapter_folder(module.model_name) is not None
-    known = [usage(module.task, adapted, is_cnn, has_new_tokens=grown) for grown in (False, True)]
+    known = [usage(module.task, adapted, needed, has_new_tokens=grown) for grown in (False, True)]
     before = next((lines for lines in known if lines in text), None)
     text = f"{text}\n{now}\n" if before is None else text.replace(before, now)
     library = "onnx" if how.onnx else module.task.library

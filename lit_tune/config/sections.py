@@ -88,6 +88,7 @@ LINKS: tuple[tuple[str, str], ...] = (
     ("distillation", "model.distillation"),
     ("model.model_name_or_path", "data.model_name_or_path"),
     ("model.revision", "data.model_revision"),
+    ("model.model_class", "data.model_class"),
     ("model.new_head", "data.new_head"),
     ("model.from_scratch", "data.from_scratch"),
     ("model.config_overrides", "data.config_overrides"),

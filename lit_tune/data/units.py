@@ -11,6 +11,8 @@ import datasets
 import numpy as np
 import pyarrow.compute as pc
 
+from lit_tune.data import splits
+
 
 class Units(Protocol):
     """Numbered units of a split."""
@@ -129,6 +131,11 @@ class Merged:
         """One unit of its rows."""
         joined = {name: [item for row in features for item in row[name]] for name in self.columns}
         return {**features[0], **joined}
+
+
+def some_of(units: Units, count: int, seed: int) -> Chosen:
+    """A seeded subset, in the order of the whole."""
+    return Chosen(units, np.sort(splits.subset(len(units), count, seed)))
 
 
 def list_lengths(rows: datasets.Dataset, column: str) -> np.ndarray:

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
@@ -44,13 +43,19 @@ def ask_hub_first(name: str) -> None:
         hub_access.is_reachable()
 
 
-def load_config(name: str, revision: str | None = None, overrides: dict[str, Any] | None = None) -> PretrainedConfig:
+def load_config(
+    name: str,
+    revision: str | None = None,
+    overrides: dict[str, Any] | None = None,
+    own: type[PreTrainedModel] | None = None,
+) -> PretrainedConfig:
     """The model's config with fields changed.
 
     Args:
         name: Hub id or folder.
         revision: Branch, tag or commit.
         overrides: Field -> value; any field of the config.
+        own: The user's model class, whose config it is read as, whatever model it is of.
 
     Raises:
         ModelError: Not found, gated, offline, or not a model.
@@ -58,7 +63,7 @@ def load_config(name: str, revision: str | None = None, overrides: dict[str, Any
     """
     quiet_transformers()
     name, revision = whose_config(name, revision)
-    config = TextCnnConfig() if text_cnn.is_new(name) else read_config(name, revision)
+    config = TextCnnConfig() if text_cnn.is_new(name) else read_config(name, revision, own)
     for key, value in (overrides or {}).items():
         if not hasattr(config, key):
             known = sorted(k for k in config.to_dict() if not k.startswith("_"))
@@ -80,7 +85,7 @@ def load_config(name: str, revision: str | None = None, overrides: dict[str, Any
     return config
 
 
-def read_config(name: str, revision: str | None) -> PretrainedConfig:
+def read_config(name: str, revision: str | None, own: type[PreTrainedModel] | None = None) -> PretrainedConfig:
     """The config as it is stored.
 
     Raises:
@@ -88,6 +93,9 @@ def read_config(name: str, revision: str | None) -> PretrainedConfig:
     """
     ask_hub_first(name)
     try:
+        if own is not None:
+            config_class: Any = own.config_class
+            return config_class.from_pretrained(name, revision=revision)
         return AutoConfig.from_pretrained(name, revision=revision, **code_options(name, revision, KEY))
     except LitTuneError:
         raise
@@ -124,23 +132,6 @@ def load_tokenizer(name: str, revision: str | None = None, key: str = KEY) -> Pr
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         raise ModelError(f"{name} has no tokenizer", where=key, fix="data.tokenizer: where it is")
     return tokenizer
-
-
-def mark_words(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Have a byte-level tokenizer (RoBERTa, GPT-2, ModernBERT) take each word of a list for one, as behind a space.
-
-    Without it ``["New", "York"]`` is read as "NewYork". It is saved with the tokenizer. ``add_prefix_space=True`` of
-    ``from_pretrained`` does the same for a class of its own only (RobertaTokenizer), not for ModernBERT's.
-    """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    before: Any = getattr(backend, "pre_tokenizer", None)
-    if backend is None or not isinstance(before, ByteLevel) or before.add_prefix_space:
-        return
-    backend.pre_tokenizer = ByteLevel(
-        add_prefix_space=True, trim_offsets=before.trim_offsets, use_regex=before.use_regex
-    )
-    tokenizer.add_prefix_space = True  # type: ignore[attr-defined]
-    tokenizer.init_kwargs["add_prefix_space"] = True  # a class of its own sets it from here when it is loaded again
 
 
 @dataclass(frozen=True)

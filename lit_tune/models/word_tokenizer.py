@@ -1,11 +1,12 @@
-"""A tokenizer made of the words of the training texts, for models that start from nothing."""
+"""Tokenizers and words: one made of the words of the training texts, and words of a list kept apart."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.normalizers import BertNormalizer
-from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.pre_tokenizers import BertPreTokenizer, ByteLevel
 from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import WordLevelTrainer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -40,3 +41,20 @@ def of_words(state: str) -> PreTrainedTokenizerBase:
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, model_input_names=["input_ids", "attention_mask"], **SPECIAL
     )
+
+
+def mark_words(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Have a byte-level tokenizer (RoBERTa, GPT-2, ModernBERT) take each word of a list for one, as behind a space.
+
+    Without it ``["New", "York"]`` is read as "NewYork". It is saved with the tokenizer. ``add_prefix_space=True`` of
+    ``from_pretrained`` does the same for a class of its own only (RobertaTokenizer), not for ModernBERT's.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    before: Any = getattr(backend, "pre_tokenizer", None)
+    if backend is None or not isinstance(before, ByteLevel) or before.add_prefix_space:
+        return
+    backend.pre_tokenizer = ByteLevel(
+        add_prefix_space=True, trim_offsets=before.trim_offsets, use_regex=before.use_regex
+    )
+    tokenizer.add_prefix_space = True  # type: ignore[attr-defined]
+    tokenizer.init_kwargs["add_prefix_space"] = True  # a class of its own sets it from here when it is loaded again

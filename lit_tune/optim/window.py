@@ -42,17 +42,21 @@ class Totals:
         return math.isfinite(self.loss_sum) and math.isfinite(self.denominator) and self.denominator != 0
 
 
+def sums_dtype(device: torch.device) -> torch.dtype:
+    """Sums of losses are kept in float64, which MPS lacks."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 class Window:
     """Sums of the micro-batches of one optimizer step on one rank.
 
     Args:
-        dtype: Of the sums.
         device: Where the losses are.
         scale: What the losses were divided by before the backward pass.
     """
 
-    def __init__(self, dtype: torch.dtype, device: torch.device, scale: float) -> None:
-        self.sums = torch.zeros(2, dtype=dtype, device=device)
+    def __init__(self, device: torch.device, scale: float) -> None:
+        self.sums = torch.zeros(2, dtype=sums_dtype(device), device=device)
         """(2,) loss sum and denominator."""
         self.scale = scale
         self.micro_batches: list[tuple[list[int], torch.Tensor]] = []

@@ -55,6 +55,7 @@ MODEL = (
     "model.dtype",
     "model.freeze*",
     "model.from_scratch",
+    "model.model_class",
     "model.model_name_or_path",
     "model.new_head",
     "model.revision",

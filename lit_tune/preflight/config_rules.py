@@ -234,6 +234,10 @@ def model(s: Situation) -> Iterator[LitTuneError]:
             where="model.add_tokens" if s["model.add_tokens"] else "model.add_special_tokens",
             fix="leave it out; model.config_overrides.vocab_size says how many",
         )
+    if text_cnn.is_new(s["model.model_name_or_path"]) and s["model.model_class"]:
+        yield ConfigError(
+            f"has no effect: {text_cnn.NAME} is a class of its own", where="model.model_class", fix="remove one of them"
+        )
     frozen = _as_list(s["model.freeze"])
     if s["model.from_scratch"] and "backbone" in frozen and not s["model.unfreeze"]:
         yield ConfigError(

@@ -1,4 +1,4 @@
-"""What a classifier may bring along: a head trained before, a loss of the user's own, settings for its labels."""
+"""What a classifier may bring along: a head trained before, settings for its labels."""
 
 from dataclasses import replace
 from typing import Any
@@ -7,32 +7,10 @@ import torch
 
 from lit_tune import losses
 from lit_tune.errors import ConfigError, ModelError
-from lit_tune.imports import import_class
 from lit_tune.tasks.base import Spec
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 DEFAULT_THRESHOLD = 0.5
-
-
-def build_own_loss(loss: str | dict[str, Any]) -> Any:
-    """An instance of the user's loss class."""
-    where = "task.init_args.loss"
-    settings: dict[str, Any] = {"class_path": loss} if isinstance(loss, str) else loss
-    if not isinstance(settings.get("class_path"), str):
-        raise ConfigError("has no class_path", where=where, fix="{class_path: my_package.MyLoss, init_args: {...}}")
-    cls = import_class(settings["class_path"], where=where, search=("torch.nn",))
-    arguments = dict(settings.get("init_args") or {})
-    if cls.__module__.startswith("torch.nn"):
-        arguments["reduction"] = "none"  # a mean would hide the number of targets
-    try:
-        built = cls(**arguments)
-    except Exception as e:  # it is somebody else's code
-        raise ConfigError(
-            f"{settings['class_path']}: {type(e).__name__}: {e}", where=where, fix="arguments that the class takes"
-        ) from e
-    if not callable(built):
-        raise ConfigError(f"{settings['class_path']} cannot be called", where=where, fix="a class with __call__")
-    return built
 
 
 def head_labels(config: Any) -> list[str]:

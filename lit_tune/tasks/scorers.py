@@ -2,11 +2,10 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from lit_tune.errors import ConfigError
-from lit_tune.imports import import_class
 from lit_tune.metrics.texts import Scorer, exact_match
+from lit_tune.tasks.own_pieces import Given, build_piece, path_of, snake_name
 
 KNOWN: dict[str, Scorer] = {"exact_match": exact_match}
 
@@ -36,7 +35,7 @@ class Extracted:
         return 0.0 if given is None else self.scorer(given, reference if wanted is None else wanted)
 
 
-def build_scorers(given: Sequence[str | dict[str, Any]], pattern: str | None, key: str) -> dict[str, Scorer]:
+def build_scorers(given: Sequence[Given], pattern: str | None, key: str) -> dict[str, Scorer]:
     """Scorers by the names under which they are logged.
 
     Args:
@@ -58,24 +57,16 @@ def build_scorers(given: Sequence[str | dict[str, Any]], pattern: str | None, ke
         ) from error
 
 
-def _scorer(given: str | dict[str, Any], where: str) -> tuple[str, Scorer]:
-    settings: dict[str, Any] = {"class_path": given} if isinstance(given, str) else given
-    path = settings.get("class_path")
-    if not isinstance(path, str):
-        raise ConfigError("has no class_path", where=where, fix="{class_path: my_package.MyScorer, init_args: {...}}")
+def _scorer(given: Given, where: str) -> tuple[str, Scorer]:
+    example = "my_package.MyScorer"
+    path = path_of(given, where, example)
     if path in KNOWN:
         return path, KNOWN[path]
     if "." not in path:
         raise ConfigError(
-            f"there is no scorer {path!r}", where=where, fix=f"{', '.join(KNOWN)}, or a class path: my_package.MyScorer"
+            f"there is no scorer {path!r}", where=where, fix=f"{', '.join(KNOWN)}, or a class path: {example}"
         )
-    cls = import_class(path, where=where)
-    try:
-        built = cls(**dict(settings.get("init_args") or {}))
-    except Exception as error:  # it is somebody else's code
-        raise ConfigError(
-            f"{path}: {type(error).__name__}: {error}", where=where, fix="arguments that the class takes"
-        ) from error
+    built = build_piece(given, where, example)
     if not callable(built):
         raise ConfigError(f"{path} cannot be called", where=where, fix="a class with __call__(written, reference)")
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower(), built
+    return snake_name(built), built

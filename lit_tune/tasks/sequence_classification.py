@@ -4,6 +4,7 @@ Shapes: B examples, T tokens, C classes (1 for regression).
 """
 
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -21,13 +22,14 @@ from lit_tune.data.texts import read_texts
 from lit_tune.errors import ConfigError, DataError, LitTuneError, collected, raise_problems
 from lit_tune.tasks.base import Batch, Collator, Features, Rows, Spec, Task
 from lit_tune.tasks.classification_head import (
-    build_own_loss,
     check_settings,
     class_weights,
     head_labels,
     keep_head,
 )
 from lit_tune.tasks.classification_report import report_text
+from lit_tune.tasks.own_pieces import build_own_loss, build_own_metrics, directions, fresh
+from lit_tune.tasks.predicted_labels import answer, label_records
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 PROBLEM_OF_KIND = {"class": SINGLE, "multi": MULTI, "number": REGRESSION}
@@ -55,6 +57,9 @@ class SequenceClassification(Task):
             is off.
         loss: Own loss: a class path, or ``{class_path: ..., init_args: {...}}``, whose instance maps
             ``(logits, labels)`` to per-target losses. Replaces the built-in loss.
+        metrics: Own metrics besides ours: class paths, or ``{class_path: ..., init_args: {...}}``, of torchmetrics'
+            ``Metric``. ``update`` is given (probabilities, labels), or (numbers, targets); ``val/my_metric`` is what a
+            ``MyMetric`` computes, and may be monitored.
     """
 
     auto_class = AutoModelForSequenceClassification
@@ -72,6 +77,7 @@ class SequenceClassification(Task):
         label_smoothing: float = 0.0,
         focal_gamma: float | None = None,
         loss: str | dict[str, Any] | None = None,
+        metrics: list[str | dict[str, Any]] = [],  # noqa: B006
     ) -> None:
         if not text_columns:
             raise ConfigError("needs at least one column", where="task.init_args.text_columns", fix="[text]")
@@ -83,6 +89,7 @@ class SequenceClassification(Task):
         self.class_weights, self.pos_weight = class_weights, pos_weight
         self.label_smoothing, self.focal_gamma = label_smoothing, focal_gamma
         self.own_loss = build_own_loss(loss) if loss else None
+        self.own_metrics = build_own_metrics(metrics)
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -306,41 +313,27 @@ class SequenceClassification(Task):
         return float(spec.num_labels) if spec.problem_type == MULTI else 1.0
 
     def metric_names(self, spec: Spec) -> dict[str, bool]:
-        return metrics.metric_directions(spec.problem_type, spec.label_names)
+        return directions(self.own_metrics, metrics.metric_directions(spec.problem_type, spec.label_names))
 
     def primary_metric(self, spec: Spec) -> str:
         return {SINGLE: "accuracy", MULTI: "f1_micro", REGRESSION: "r2"}[spec.problem_type]
 
     def build_metrics(self, spec: Spec) -> MetricCollection:
         if spec.problem_type == REGRESSION:
-            return metrics.regression_metrics()
-        if spec.problem_type == MULTI:
-            return metrics.multi_label_metrics(spec.label_names, self.threshold)
-        return metrics.single_label_metrics(spec.label_names)
+            built = metrics.regression_metrics()
+        elif spec.problem_type == MULTI:
+            built = metrics.multi_label_metrics(spec.label_names, self.threshold)
+        else:
+            built = metrics.single_label_metrics(spec.label_names)
+        built.add_metrics(fresh(self.own_metrics, partial(answer, problem_type=spec.problem_type)))
+        return built
 
     def update_metrics(self, metrics: MetricCollection, outputs: Any, batch: Batch) -> None:
         logits = outputs.logits.float()
         metrics.update(logits.squeeze(-1) if logits.shape[-1] == 1 else logits, batch["labels"])
 
     def decode(self, outputs: Any, batch: Batch, spec: Spec) -> list[dict[str, Any]]:
-        logits = outputs.logits.float()
-        if spec.problem_type == REGRESSION:
-            return [{"prediction": value} for value in logits.squeeze(-1).tolist()]
-        if spec.problem_type == MULTI:
-            probabilities = logits.sigmoid().tolist()
-            return [
-                {
-                    "labels": [n for n, p in zip(spec.label_names, row, strict=True) if p > self.threshold],
-                    "probabilities": dict(zip(spec.label_names, row, strict=True)),
-                }
-                for row in probabilities
-            ]
-        probabilities = logits.softmax(-1).tolist()
-        best = logits.argmax(-1).tolist()
-        return [
-            {"label": spec.label_names[i], "probabilities": dict(zip(spec.label_names, row, strict=True))}
-            for i, row in zip(best, probabilities, strict=True)
-        ]
+        return label_records(outputs.logits.float(), spec, self.threshold)
 
     def report(self, metrics: dict[str, Any], spec: Spec) -> str:
         return report_text(metrics, spec)

@@ -28,7 +28,7 @@ from lit_tune.metrics.entities import (
     find_spans,
     read_tag_set,
 )
-from lit_tune.models.load import mark_words
+from lit_tune.models.word_tokenizer import mark_words
 from lit_tune.tasks.base import Batch, Collator, Features, Rows, Spec, Task
 from lit_tune.tasks.classification_head import class_weights, head_labels, keep_head
 from lit_tune.tasks.entity_report import entity_report, sentence_record

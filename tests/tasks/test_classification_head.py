@@ -5,7 +5,8 @@ from transformers import BertConfig
 
 from lit_tune.errors import ConfigError, ModelError
 from lit_tune.tasks.base import Spec
-from lit_tune.tasks.classification_head import build_own_loss, check_settings, head_labels, keep_head
+from lit_tune.tasks.classification_head import check_settings, head_labels, keep_head
+from lit_tune.tasks.own_pieces import build_own_loss
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 

@@ -17,7 +17,7 @@ from lit_tune.data.split import Split
 from lit_tune.errors import ConfigError, DataError, ModelError
 from lit_tune.losses import IGNORE_INDEX
 from lit_tune.metrics import scalars
-from lit_tune.models.load import mark_words
+from lit_tune.models.word_tokenizer import mark_words
 from lit_tune.tasks.base import Spec
 from lit_tune.tasks.encoding import class_labels, encode_batch
 from lit_tune.tasks.token_classification import PROBLEM, TokenClassification
