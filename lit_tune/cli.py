@@ -24,7 +24,7 @@ from lit_tune.datamodule import TokenizedDataModule
 from lit_tune.errors import LitTuneError, is_out_of_memory, raise_problems
 from lit_tune.imports import allow_import, allowed_imports, import_class, refused_imports
 from lit_tune.models.adapter_settings import adapter_settings
-from lit_tune.models.own_class import own_class
+from lit_tune.models.own_class import own_config
 from lit_tune.models.unfreeze_settings import unfreeze_settings
 from lit_tune.module import FineTuneModule
 from lit_tune.optim.optimizers import CLASSES, OptimizerSettings
@@ -292,7 +292,7 @@ def _rules(config: dict[str, Any], verb: str) -> list[LitTuneError]:
 def _task_and_model(task: dict[str, Any], model_class: str | None) -> None:
     """The task with its own pieces, and a model class of the user's that is made for it."""
     made = import_class(task["class_path"], where="task.class_path")(**task["init_args"])
-    own_class(model_class, made.auto_class)
+    own_config(model_class, made.auto_class)
 
 
 def _is_of_ours(error: BaseException) -> bool:

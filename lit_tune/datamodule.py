@@ -16,7 +16,7 @@ from lit_tune.data.step_count import batches_used, total_steps
 from lit_tune.data.txt_files import TxtRows
 from lit_tune.data.units import Units, some_of
 from lit_tune.errors import ConfigError
-from lit_tune.models.own_class import own_class
+from lit_tune.models.own_class import own_config
 from lit_tune.models.text_reader import TextReader
 from lit_tune.preparation import Preparation
 from lit_tune.tasks.base import Collator, Spec, Task
@@ -144,7 +144,7 @@ class TokenizedDataModule(L.LightningDataModule):
             usual_max_length=task.usual_max_length,
             add_tokens=add_tokens,
             add_special_tokens=list(add_special_tokens),
-            own=own_class(model_class, task.auto_class),
+            config_class=own_config(model_class, task.auto_class),
         )
         self.preparation = Preparation(
             task=task,

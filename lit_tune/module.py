@@ -21,7 +21,7 @@ from lit_tune.models.adapter_settings import adapter_settings
 from lit_tune.models.assembly import Recipe, assemble
 from lit_tune.models.base_reference import Reference
 from lit_tune.models.introduction import introduce
-from lit_tune.models.own_class import own_class
+from lit_tune.models.own_class import own_config
 from lit_tune.models.unfreeze_settings import unfreeze_settings
 from lit_tune.models.unfreezing import Unfreezing, plan_stages
 from lit_tune.models.vocabulary import NO_TOKENS
@@ -97,7 +97,7 @@ class FineTuneModule(L.LightningModule):
         super().__init__()
         self.task = task
         self.model_name, self.revision, self.config_overrides = model_name_or_path, revision, config_overrides
-        self.own_class = own_class(model_class, task.auto_class)
+        self.config_class = own_config(model_class, task.auto_class)
         self.from_scratch, self.dtype_name, self.attn_implementation = from_scratch, dtype, attn_implementation
         self.gradient_checkpointing, self.compile_model, self.new_head = gradient_checkpointing, compile, new_head
         self.freeze_patterns = [freeze] if isinstance(freeze, str) else list(freeze or [])
@@ -159,7 +159,7 @@ class FineTuneModule(L.LightningModule):
 
     def build_config(self, spec: Spec) -> PretrainedConfig:
         """The model's config with labels, overrides and a pad token."""
-        config = load.load_config(self.model_name, self.revision, self.config_overrides, self.own_class)
+        config = load.load_config(self.model_name, self.revision, self.config_overrides, self.config_class)
         self.task.configure(config, spec)
         if self.tokenizer is not None:
             load.fit_to_tokenizer(self.tokenizer, config, self.from_scratch)

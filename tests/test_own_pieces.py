@@ -27,6 +27,7 @@ from lit_tune.__main__ import main
 from lit_tune.cli import parse
 from lit_tune.data.collators import Padding
 from lit_tune.metrics.own_metric import OwnMetric
+from lit_tune.models.layers import head_parameter_names
 from lit_tune.tasks.own_pieces import snake_name
 from lit_tune.tasks.spec import Spec
 
@@ -144,6 +145,7 @@ def test_a_run_goes_on_from_the_weights_of_another(finished, tmp_path, monkeypat
     module.setup("fit")
     module.configure_model()
     before = AutoModelForSequenceClassification.from_pretrained(finished / "best").state_dict()
+    assert head_parameter_names(module.model) == {"classifier.weight", "classifier.bias"}
     assert type(module.model) is own_pieces.MeanOfWordsForSequenceClassification
     assert all(torch.equal(value, before[name]) for name, value in module.model.state_dict().items())
     assert module.new_parameters == []

@@ -143,6 +143,7 @@ class MeanOfWordsForSequenceClassification(PreTrainedModel):
     """A linear layer on the mean of a text's word vectors, which is all it knows of their order."""
 
     config_class = MeanOfWordsConfig
+    base_model_prefix = "embeddings"  # the rest is the head: for model.new_head, and model.freeze: backbone
 
     def __init__(self, config: MeanOfWordsConfig) -> None:
         super().__init__(config)

@@ -47,7 +47,7 @@ def load_config(
     name: str,
     revision: str | None = None,
     overrides: dict[str, Any] | None = None,
-    own: type[PreTrainedModel] | None = None,
+    config_class: type[PretrainedConfig] | None = None,
 ) -> PretrainedConfig:
     """The model's config with fields changed.
 
@@ -55,7 +55,7 @@ def load_config(
         name: Hub id or folder.
         revision: Branch, tag or commit.
         overrides: Field -> value; any field of the config.
-        own: The user's model class, whose config it is read as, whatever model it is of.
+        config_class: What it is read as, whatever model it is of; default: what it says.
 
     Raises:
         ModelError: Not found, gated, offline, or not a model.
@@ -63,7 +63,7 @@ def load_config(
     """
     quiet_transformers()
     name, revision = whose_config(name, revision)
-    config = TextCnnConfig() if text_cnn.is_new(name) else read_config(name, revision, own)
+    config = TextCnnConfig() if text_cnn.is_new(name) else read_config(name, revision, config_class)
     for key, value in (overrides or {}).items():
         if not hasattr(config, key):
             known = sorted(k for k in config.to_dict() if not k.startswith("_"))
@@ -85,7 +85,9 @@ def load_config(
     return config
 
 
-def read_config(name: str, revision: str | None, own: type[PreTrainedModel] | None = None) -> PretrainedConfig:
+def read_config(
+    name: str, revision: str | None, config_class: type[PretrainedConfig] | None = None
+) -> PretrainedConfig:
     """The config as it is stored.
 
     Raises:
@@ -93,9 +95,8 @@ def read_config(name: str, revision: str | None, own: type[PreTrainedModel] | No
     """
     ask_hub_first(name)
     try:
-        if own is not None:
-            config_class: Any = own.config_class
-            return config_class.from_pretrained(name, revision=revision)
+        if config_class is not None:
+            return config_class.from_pretrained(name, revision=revision or "main")
         return AutoConfig.from_pretrained(name, revision=revision, **code_options(name, revision, KEY))
     except LitTuneError:
         raise

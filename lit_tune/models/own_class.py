@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from lit_tune.errors import ConfigError
 from lit_tune.imports import import_class
@@ -10,8 +10,8 @@ from lit_tune.imports import import_class
 KEY = "model.model_class"
 
 
-def own_class(path: str | None, auto_class: Any) -> type[PreTrainedModel] | None:
-    """The class, and with it the module, whose import makes it known to transformers; None where none is named.
+def own_config(path: str | None, auto_class: Any) -> type[PretrainedConfig] | None:
+    """The config class of the model class, whose module is imported by it; None where none is named.
 
     lit-tune registers nothing itself: what a plain ``import my_package`` does not do, nobody who is given ``best/``
     could load.
@@ -48,7 +48,7 @@ def own_class(path: str | None, auto_class: Any) -> type[PreTrainedModel] | None
             fix=f"AutoConfig.register({config_class.model_type!r}, {name}) and {auto_class.__name__}.register({name}, "
             f"{found.__name__}) at its end, {name} being a config class of your own with a model_type of its own",
         )
-    return found
+    return config_class
 
 
 def module_to_import(model: Any) -> str | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from lit_tune.errors import ConfigError, ModelError
 from lit_tune.models import text_cnn
@@ -39,7 +39,7 @@ class TextReader:
         usual_max_length: What ``max_length`` is where nothing is given and the model takes so many.
         add_tokens: ``model.add_tokens``: a list, or a file with one per line.
         add_special_tokens: ``model.add_special_tokens``.
-        own: The class of ``model.model_class``.
+        config_class: Of ``model.model_class``.
     """
 
     model_name: str
@@ -52,7 +52,7 @@ class TextReader:
     usual_max_length: int = DEFAULT_MAX_LENGTH
     add_tokens: str | list[str] | None = None
     add_special_tokens: list[str] = field(default_factory=list)
-    own: type[PreTrainedModel] | None = None
+    config_class: type[PretrainedConfig] | None = None
     new_tokens: NewTokens = field(default_factory=NewTokens, init=False)
     """What was added, once the tokenizer was read."""
 
@@ -83,7 +83,7 @@ class TextReader:
     @cached_property
     def config(self) -> PretrainedConfig:
         """The model's config."""
-        return load_config(self.model_name, self.revision, self.config_overrides, self.own)
+        return load_config(self.model_name, self.revision, self.config_overrides, self.config_class)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:

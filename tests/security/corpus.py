@@ -417,6 +417,12 @@ CASES: dict[str, Case] = {
     "a module of one's own as a loss": Case(
         lambda k: k.config(f"task: {{init_args: {{loss: {BAIT}.Loss}}}}"), 2, f"--allow-import {BAIT}"
     ),
+    "a module of one's own as a metric": Case(
+        lambda k: k.config(f"task: {{init_args: {{metrics: [{BAIT}.Metric]}}}}"), 2, f"--allow-import {BAIT}"
+    ),
+    "a module of one's own as a model": Case(
+        lambda k: k.config(f"model: {{model_class: {BAIT}.Model}}"), 2, f"--allow-import {BAIT}"
+    ),
     "a module of one's own deep in a mapping": Case(
         lambda k: k.config(f"optimizer: {{init_args: {{x: {{class_path: {BAIT}.Evil, init_args: {{}}}}}}}}"), 2
     ),
