@@ -10,9 +10,18 @@ import json
 import re
 import threading
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+import huggingface_hub
+from huggingface_hub import constants
+
+from lit_tune import hub_access
+from lit_tune.models import hub_adapters
 
 TOKENS = {
     "hf_writesandwritesandwrites": ("me", "write"),
@@ -20,11 +29,13 @@ TOKENS = {
     "hf_somebodyelsesomebodyelse": ("you", "write"),
 }
 """Token -> user and role."""
+WRITE, READ, OTHER = TOKENS
 
 
 @dataclass
 class Repo:
-    private: bool
+    private: bool = False
+    gated: bool = False
     branches: dict[str, str] = field(default_factory=dict)
     commits: dict[str, dict[str, tuple[bytes, bool]]] = field(default_factory=dict)
     """Commit -> path -> content, and whether it lies in large file storage."""
@@ -36,6 +47,11 @@ class Repo:
         self.branches[branch] = oid
         self.messages.append(message)
         return oid
+
+    def put(self, folder: Path, branch: str = "main") -> str:
+        """A folder's files as a commit; returns its id."""
+        files = {p.name: (p.read_bytes(), is_large(p.name)) for p in folder.iterdir() if p.is_file()}
+        return self.commit(branch, files, f"{len(files)} files")
 
     def files(self, revision: str = "main") -> dict[str, bytes]:
         return {n: c for n, (c, _) in self.commits[self.branches.get(revision, revision)].items()}
@@ -69,6 +85,35 @@ class LoopbackHub(ThreadingHTTPServer):
         self.server_close()
 
 
+@contextmanager
+def hub_for(monkeypatch, folder: Path) -> Iterator[LoopbackHub]:
+    """A Hub for one test; the client's address, token and cache are read from where they are set here."""
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    forget()
+    with LoopbackHub() as server:
+        for name, value in {
+            "ENDPOINT": server.address,
+            "HUGGINGFACE_CO_URL_TEMPLATE": server.address + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_CACHE": str(folder / "hub"),
+            "HF_TOKEN_PATH": str(folder / "token"),
+        }.items():
+            monkeypatch.setattr(constants, name, value)
+        monkeypatch.setenv("HF_TOKEN", WRITE)
+        yield server
+    forget()
+
+
+def forget() -> None:
+    """As a process that has asked nothing yet."""
+    huggingface_hub.close_session()
+    for asked in (hub_access.answers, hub_adapters.config_on_hub, hub_adapters.snapshot_of):
+        asked.cache_clear()
+
+
 def blob_id(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
@@ -95,8 +140,9 @@ class Answers(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(content)
 
-    def refuse(self, status: int, message: str, code: str = "") -> None:
-        self.answer(status, {"error": message}, X_Error_Message=message, **({"X_Error_Code": code} if code else {}))
+    def refuse(self, status: int, message: str, code: str = "", **headers: str) -> None:
+        headers |= {"X_Error_Code": code} if code else {}
+        self.answer(status, {"error": message}, X_Error_Message=message, **headers)
 
     def fail(self, status: int) -> None:
         if status:
@@ -244,9 +290,13 @@ class Answers(BaseHTTPRequestHandler):
         found = self.repo_of(repo)
         if found is None:
             return None
+        if found.gated:
+            return self.refuse(403, "Access to this model is restricted", "GatedRepo")
         oid = found.branches.get(revision, revision)
-        if path not in found.commits.get(oid, {}):
-            return self.refuse(404, "Entry not found", "EntryNotFound")
+        if oid not in found.commits:
+            return self.refuse(404, "Invalid rev id", "RevisionNotFound")
+        if path not in found.commits[oid]:
+            return self.refuse(404, "Entry not found", "EntryNotFound", X_Repo_Commit=oid)
         data, large = found.commits[oid][path]
         tag = hashlib.sha256(data).hexdigest() if large else blob_id(data)
         return self.answer(200, data, ETag=f'"{tag}"', X_Repo_Commit=oid)

@@ -1,4 +1,4 @@
-"""A folder with an adapter: adapter_config.json, adapter_model.safetensors, and the name of a base model."""
+"""An adapter, a folder or on the Hub: adapter_config.json, adapter_model.safetensors, and the name of a base model."""
 
 import inspect
 import json
@@ -11,9 +11,9 @@ from lit_tune.errors import ConfigError, ModelError
 from lit_tune.imports import PEFT_CONFIGS, import_class
 from lit_tune.models.adapter_settings import LEADS_ELSEWHERE, SET_BY_US
 from lit_tune.models.base_reference import Reference
+from lit_tune.models.hub_adapters import BASE, CONFIG, WEIGHTS, config_on_hub, snapshot_of
+from lit_tune.models.load_errors import KEY
 
-KEY = "model.model_name_or_path"
-CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "base_model.json"
 MAX_CONFIG_BYTES = 1_000_000
 _HARMLESS_DEFAULTS = {"megatron_core": ("megatron.core",)}
 
@@ -23,12 +23,14 @@ class AdapterFolder:
     """An adapter on the disk. Nothing but its config has been read.
 
     Args:
-        path: The folder.
+        path: The folder; of one on the Hub, that of the cache.
         fields: What adapter_config.json holds.
+        name: What it is called: the folder, or the Hub id.
     """
 
     path: Path
     fields: dict[str, Any]
+    name: str
 
     @property
     def base(self) -> str:
@@ -88,19 +90,20 @@ class AdapterFolder:
         return made
 
 
-def adapter_folder(name: str) -> AdapterFolder | None:
-    """The adapter in a folder; None where there is none.
+def adapter_folder(name: str, revision: str | None = None) -> AdapterFolder | None:
+    """The adapter in a folder or on the Hub; None where there is none.
 
     Args:
         name: Hub id or folder.
+        revision: Branch, tag or commit of the Hub repository.
 
     Raises:
         ModelError: Its config cannot be read, it names no base model, or its weights are a pickle or missing.
     """
-    folder = Path(name)
-    path = folder / CONFIG
-    if not path.is_file():
+    folder = Path(name) if Path(name).is_dir() else snapshot_of(name, revision)
+    if folder is None or not (folder / CONFIG).is_file():
         return None
+    path = folder / CONFIG
     if not (folder / WEIGHTS).is_file():
         pickled = sorted(p.name for pattern in ("*.bin", "*.pt") for p in folder.glob(pattern))
         held = f"its weights as a pickle ({pickled[0]}), which can run code when read" if pickled else "no weights"
@@ -116,7 +119,7 @@ def adapter_folder(name: str) -> AdapterFolder | None:
         raise ModelError(
             f"{path} is no adapter's config that names its kind and base model", where=KEY, fix="copy it again"
         ) from error
-    found = AdapterFolder(folder, fields)
+    found = AdapterFolder(folder, fields, name)
     check_place(found)
     return found
 
@@ -128,15 +131,15 @@ def check_place(adapter: AdapterFolder) -> None:
         ModelError: It is.
     """
     base = Path(adapter.base)
-    if (base / CONFIG).is_file():
+    if (base / CONFIG).is_file() or config_on_hub(adapter.base, adapter.revision):
         raise ModelError(
-            f"the base model of {adapter.path} is an adapter itself: {base}",
+            f"the base model of {adapter.name} is an adapter itself: {base}",
             where=KEY,
             fix=f"merge {base} with `lit-tune export --merge` and train on that",
         )
     if not base.is_dir() and (base.is_absolute() or adapter.base.startswith(".") or adapter.base.count("/") > 1):
         raise ModelError(
-            f"the base model of {adapter.path} is not there: {base}",
+            f"the base model of {adapter.name} is not there: {base}",
             where=KEY,
             fix="put it back in that place, or name the right one in adapter_config.json",
         )
@@ -164,7 +167,7 @@ def whose_config(name: str, revision: str | None) -> tuple[str, str | None]:
     Raises:
         ModelError: As :func:`adapter_folder`.
     """
-    adapter = adapter_folder(name)
+    adapter = adapter_folder(name, revision)
     if adapter is None or (adapter.path / "config.json").is_file():
         return name, revision
     return adapter.base, adapter.revision
@@ -176,7 +179,7 @@ def whose_tokenizer(name: str, revision: str | None) -> tuple[str, str | None]:
     Raises:
         ModelError: As :func:`adapter_folder`.
     """
-    adapter = adapter_folder(name)
+    adapter = adapter_folder(name, revision)
     if adapter is None or (adapter.path / "tokenizer_config.json").is_file():
         return name, revision
     return adapter.base, adapter.revision
@@ -197,7 +200,7 @@ def check_settings(adapter: AdapterFolder, given: dict[str, Any]) -> None:
         same = set(value) == set(have or ()) if isinstance(value, list) else value == have
         if not same:
             raise ConfigError(
-                f"{adapter.path} holds an adapter with {name}: {have}, and {value} is asked for",
+                f"{adapter.name} holds an adapter with {name}: {have}, and {value} is asked for",
                 where="model.adapter",
                 fix="leave model.adapter out to train that adapter on; or merge it first (`lit-tune export --merge`)",
             )

@@ -66,7 +66,7 @@ class Recipe:
             ConfigError: Settings that contradict it.
             ModelError: It cannot be read.
         """
-        found = adapter_folder(self.name)
+        found = adapter_folder(self.name, self.revision)
         if found is not None:
             check_combination(self, found)
         return found
@@ -87,7 +87,7 @@ def check_combination(recipe: Recipe, folder: AdapterFolder) -> None:
     for applies, where, why in refused:
         if applies:
             raise ConfigError(
-                f"{why}; {folder.path} holds an adapter",
+                f"{why}; {folder.name} holds an adapter",
                 where=where,
                 fix="leave it out; or merge the adapter first (`lit-tune export --merge`) and name that folder",
             )
@@ -207,7 +207,7 @@ def put_on(
 
     if trainable and folder.kind in RESULTS_ONLY:
         raise ModelError(
-            f"{folder.path} holds the results of {folder.kind}, not its layers, and cannot be trained on",
+            f"{folder.name} holds the results of {folder.kind}, not its layers, and cannot be trained on",
             where=load.KEY,
             fix="start from its base model, with model.adapter",
         )
@@ -231,7 +231,7 @@ def put_on(
     if missing := sorted(trained & set(found.missing_keys)):
         raise _misfit(folder, f"it lacks {missing[0]}")
     if trainable:
-        log.info("adapter  %s is trained on, over %s", folder.path, folder.base)
+        log.info("adapter  %s is trained on, over %s", folder.name, folder.base)
     return wrapped, [n for n in new if not any(key.endswith(f".{n}") for key in tensors)]
 
 
@@ -285,7 +285,7 @@ def _dtype_of(folder: AdapterFolder | None) -> str | None:
 
 def _misfit(folder: AdapterFolder, why: str) -> ModelError:
     return ModelError(
-        f"the adapter in {folder.path} does not fit {folder.base} with these labels: {why}",
+        f"the adapter in {folder.name} does not fit {folder.base} with these labels: {why}",
         where=load.KEY,
         fix="the base model it was trained on, and data with its labels",
     )

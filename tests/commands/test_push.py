@@ -11,14 +11,11 @@ import huggingface_hub
 import pytest
 from commands.runs import config, said
 from huggingface_hub import constants
-from loopback_hub import TOKENS, LoopbackHub, Repo
+from loopback_hub import OTHER, READ, WRITE, Repo, hub_for
 from toy import toy_rows
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from lit_tune import hub_access
 from lit_tune.__main__ import main
-
-WRITE, READ, _ = TOKENS
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing"),
@@ -29,26 +26,8 @@ pytestmark = [
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """A Hub for one test; the client's address, token and cache are read from where they are set here."""
-    for name in ("http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-    hub_access.answers.cache_clear()
-    huggingface_hub.close_session()
-    with LoopbackHub() as server:
-        for name, value in {
-            "ENDPOINT": server.address,
-            "HUGGINGFACE_CO_URL_TEMPLATE": server.address + "/{repo_id}/resolve/{revision}/{filename}",
-            "HF_HUB_OFFLINE": False,
-            "HF_HUB_DISABLE_XET": True,
-            "HF_HUB_CACHE": str(tmp_path / "hub"),
-            "HF_TOKEN_PATH": str(tmp_path / "token"),
-        }.items():
-            monkeypatch.setattr(constants, name, value)
-        monkeypatch.setenv("HF_TOKEN", WRITE)
+    with hub_for(monkeypatch, tmp_path) as server:
         yield server
-    huggingface_hub.close_session()
-    hub_access.answers.cache_clear()
 
 
 def push(run: Path, *more: str, repo: str = "me/model") -> int:
@@ -83,7 +62,7 @@ def test_a_run_is_pushed_in_one_commit_of_a_private_repository_and_loads_from_th
 
 def test_a_private_model_is_for_its_owner_alone(whole, hub, monkeypatch):
     assert push(whole) == 0
-    monkeypatch.setenv("HF_TOKEN", list(TOKENS)[2])
+    monkeypatch.setenv("HF_TOKEN", OTHER)
     with pytest.raises(OSError, match="me/model"):
         AutoTokenizer.from_pretrained("me/model")
 
