@@ -22,6 +22,7 @@ from lit_tune.models.assembly import Recipe, assemble
 from lit_tune.models.base_reference import Reference
 from lit_tune.models.introduction import introduce
 from lit_tune.models.own_class import own_config
+from lit_tune.models.quantization import QuantizationType, quantization_of
 from lit_tune.models.unfreeze_settings import unfreeze_settings
 from lit_tune.models.unfreezing import Unfreezing, plan_stages
 from lit_tune.models.vocabulary import NO_TOKENS
@@ -46,7 +47,7 @@ class FineTuneModule(L.LightningModule):
     """Any Hugging Face model, trained on any task.
 
     Args:
-        model_name_or_path: A Hub id or a folder with a model in Hugging Face format; or ``text_cnn``, a new one.
+        model_name_or_path: Hub id or folder of a Hugging Face model, or of an adapter; or ``text_cnn``, a new one.
         task: The task (set by the ``task`` section).
         optimizer: Settings of the ``optimizer`` section.
         lr_schedule: Settings of the ``lr_schedule`` section.
@@ -68,6 +69,7 @@ class FineTuneModule(L.LightningModule):
         new_head: Replace the head of a model that was trained for other labels.
         adapter: Train an adapter and the head: ``lora``, ``dora``, ``rslora``, ``ia3``, ``prompt_tuning``; or with keys
             ``{type: lora, r: 8, alpha: 16, dropout: 0.0}``, or ``{class_path: peft.VeraConfig, init_args: {...}}``.
+        quantization: Keep the weights under an adapter in 4 bits: ``nf4``; ``nf4_double``: their scales in 8, too.
         log_parameter_norms: Log the gradient norm of every parameter, not only the total.
     """
 
@@ -92,10 +94,11 @@ class FineTuneModule(L.LightningModule):
         add_special_tokens: list[str] = [],  # noqa: B006
         new_head: bool = False,
         adapter: str | dict[str, Any] | None = None,
+        quantization: QuantizationType | None = None,
         log_parameter_norms: bool = False,
     ) -> None:
         super().__init__()
-        self.task = task
+        self.task, self.quantization = task, quantization
         self.model_name, self.revision, self.config_overrides = model_name_or_path, revision, config_overrides
         self.config_class = own_config(model_class, task.auto_class)
         self.from_scratch, self.dtype_name, self.attn_implementation = from_scratch, dtype, attn_implementation
@@ -136,8 +139,7 @@ class FineTuneModule(L.LightningModule):
         if self.model is not None:
             return
         assert self.spec is not None, "setup() reads the spec"
-        if self._trainer is not None:
-            # a new head must not depend on whether the data came from the cache
+        if self._trainer is not None:  # a new head must not depend on whether the data came from the cache
             torch.manual_seed(self.trainer.datamodule.default_seed)  # type: ignore[attr-defined]
         fitting = self._trainer is None or self.trainer.state.fn == "fit"
         config, unused = self.build_config(self.spec), self.task.unused_modules
@@ -155,7 +157,8 @@ class FineTuneModule(L.LightningModule):
         """How the model is put together."""
         weights = (self.model_name, self.revision, self.from_scratch, self.dtype_name, self.attn_implementation)
         how = (self.new_head, self.gradient_checkpointing, tuple(self.freeze_patterns), self.adapter)
-        return Recipe(*weights, *how, self.trainer.datamodule.reader.new_tokens if self._trainer else NO_TOKENS)  # type: ignore[attr-defined]
+        tokens = self.trainer.datamodule.reader.new_tokens if self._trainer else NO_TOKENS  # type: ignore[attr-defined]
+        return Recipe(*weights, *how, tokens, quantization_of(self.quantization, self._trainer))
 
     def build_config(self, spec: Spec) -> PretrainedConfig:
         """The model's config with labels, overrides and a pad token."""

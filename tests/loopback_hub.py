@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 import huggingface_hub
 from huggingface_hub import constants
+from transformers.utils import hub as transformers_hub
 
 from lit_tune import hub_access
 from lit_tune.models import hub_adapters
@@ -102,6 +103,7 @@ def hub_for(monkeypatch, folder: Path) -> Iterator[LoopbackHub]:
             "HF_TOKEN_PATH": str(folder / "token"),
         }.items():
             monkeypatch.setattr(constants, name, value)
+        monkeypatch.setattr(transformers_hub, "_hf_api", None)  # knows the address it was first made with
         monkeypatch.setenv("HF_TOKEN", WRITE)
         yield server
     forget()

@@ -7,6 +7,7 @@ import pytest
 import torch
 from parity.runs import NO_DROPOUT, build, relative
 from toy import make_tiny_model, toy_rows, write_csv
+from transformers.utils import is_bitsandbytes_available
 
 from lit_tune.__main__ import main
 
@@ -133,3 +134,14 @@ def test_a_real_out_of_memory_halves_the_micro_batch_and_goes_on(tmp_path):
     assert found["train_batch_size"] < 256
     assert found["train_batch_size"] * found["accumulate_grad_batches"] == 256
     assert manifest["steps"] == 4
+
+
+@pytest.mark.skipif(not is_bitsandbytes_available(), reason="bitsandbytes is not installed (lit-tune[8bit])")
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+def test_an_adapter_on_packed_weights_trains_and_best_is_verified_on_them(precision, files, tmp_path):
+    packed = ["--model.adapter", "lora", "--model.quantization", "nf4_double", "--trainer.precision", precision]
+    result = fit(files, tmp_path / "run", *packed)
+    losses = [x["val/loss"] for x in result["logged"] if "val/loss" in x]
+    assert math.isfinite(losses[-1])
+    assert result["manifest"]["status"] == "complete"
+    assert main(["validate", "--config", str(tmp_path / "run" / "config.yaml")]) == 0

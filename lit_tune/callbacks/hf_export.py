@@ -182,7 +182,8 @@ def verify(pl_module: Any, trainer: Any, folder: Path, expected: torch.Tensor | 
     """
     fix = "run fit again; if it stays so, this is a bug in lit-tune"
     try:
-        model = load_as_anyone(pl_module.task.auto_class, folder, pl_module.model.dtype)
+        how, unused = pl_module.recipe.quantization, pl_module.task.unused_modules
+        model = load_as_anyone(pl_module.task.auto_class, folder, pl_module.model.dtype, how, unused)
     except Exception as e:  # each broken file has its own class of error
         reason = f"{type(e).__name__}: {str(e).partition(chr(10))[0][:200]}"
         raise StorageError(f"the export does not load: {reason}", where=str(folder.parent), fix=fix) from e

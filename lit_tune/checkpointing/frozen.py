@@ -9,7 +9,8 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from lit_tune.errors import StorageError
-from lit_tune.models.base_reference import Reference, digest_of, dtype_name, frozen_parameters
+from lit_tune.models.base_reference import STORED, Reference, digest_of, dtype_name, frozen_parameters
+from lit_tune.models.layers import is_packed
 
 KEY = "frozen_weights"
 """Entry of a ``state_dict`` that stands for the parameters left out of it: name -> [dtype, hash]."""
@@ -59,6 +60,13 @@ class FrozenWeights(Callback):
         }
         for name in reference:
             state_dict.pop(prefix + name, None)
+        if packed := packed_names(module):
+            # what they were packed from is known by the hashes of its files
+            files: Reference = getattr(module, "base_reference", {})
+            reference |= {name: known for name, known in files.items() if name.startswith(STORED)}
+            beside = tuple(f"{prefix}{name}." for name in packed)  # the scales
+            for name in [n for n in state_dict if n.removeprefix(prefix) in packed or n.startswith(beside)]:
+                del state_dict[name]
         if reference:
             state_dict[prefix + KEY] = reference
 
@@ -70,13 +78,20 @@ class FrozenWeights(Callback):
         """
         reference: Reference = state_dict.pop(prefix + KEY, {})
         own = dict(module.named_parameters(remove_duplicate=False))
+        files: Reference = getattr(module, "base_reference", {})
         for name, (dtype, digest) in reference.items():
-            if name not in own or digest_of(own[name].detach().to(getattr(torch, dtype))) != digest:
+            if name.startswith(STORED):
+                is_same = files.get(name) == [dtype, digest]
+            else:
+                is_same = name in own and digest_of(own[name].detach().to(getattr(torch, dtype))) == digest
+            if not is_same:
+                told = name.removeprefix(STORED)
                 raise StorageError(
-                    f"the base model has changed: {name} is not what the checkpoint was trained with",
+                    f"the base model has changed: {told} is not what the checkpoint was trained with",
                     where=f"model.model_name_or_path: {getattr(module, 'model_name', 'the model')}",
                     fix="the model as it was (model.revision names a commit), or start again with another run_dir",
                 )
+        for name in own.keys() & {*reference, *packed_names(module)}:
             state_dict[prefix + name] = own[name].detach()
         self._loaded = set(reference)
 
@@ -86,3 +101,8 @@ class FrozenWeights(Callback):
         if name not in self._seen or self._seen[name][0] != state:
             self._seen[name] = (state, [dtype_name(parameter), digest_of(parameter)])
         return self._seen[name][1]
+
+
+def packed_names(module: nn.Module) -> set[str]:
+    """Parameters that are quantized."""
+    return {name for name, parameter in module.named_parameters(remove_duplicate=False) if is_packed(parameter)}

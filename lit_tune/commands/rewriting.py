@@ -1,11 +1,12 @@
 """A run's best weights written anew: merged, in another data type, as an ONNX graph; verified before it is told."""
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils import is_bitsandbytes_available
 
 from lit_tune.callbacks.hf_export import TOLERANCE
 from lit_tune.callbacks.model_card import onnx_usage, usage
@@ -86,12 +87,13 @@ def rewrite(module: FineTuneModule, run_dir: RunDir, folder: Path, how: Rewritin
     assert module.spec is not None
     auto_class = module.task.auto_class
     config, unused = module.build_config(module.spec), module.task.unused_modules
-    model, *_ = assemble(auto_class, module.recipe, config, fitting=False, unused=unused)
+    # packed weights cannot take the adapter in without being rounded again
+    model, *_ = assemble(auto_class, replace(module.recipe, quantization=None), config, fitting=False, unused=unused)
     tokenizer, has_choices = load_tokenizer(str(run_dir.best)), module.task.pipeline == "multiple-choice"
     module.task.prepare_model(model, tokenizer)  # how texts are written is saved with the model
     expected = numbers_of(model, tokenizer, has_choices)
     check_export(run_dir, run_dir.read().get(EXPORT_HASHES, {}))  # what was read just now is what the run wrote
-    said = []
+    said = [rounding(module, expected, tokenizer, has_choices)] if module.recipe.quantization else []
     whole: Any = model
     if is_adapted(model):
         whole = whole_model(model, how)
@@ -114,6 +116,27 @@ def rewrite(module: FineTuneModule, run_dir: RunDir, folder: Path, how: Rewritin
     copy_rest(run_dir.best, folder)
     write_card(module, run_dir.best / CARD, folder, how, said, whole)
     return "; ".join(said)
+
+
+def rounding(module: FineTuneModule, expected: torch.Tensor, tokenizer: Any, has_choices: bool) -> str:
+    """What the full-precision base model changes in the logits of an adapter that was trained on a quantized one.
+
+    Args:
+        module: Of the run.
+        expected: Logits on the base model in full precision.
+        tokenizer: The run's.
+        has_choices: Of a multiple-choice model.
+    """
+    kind, before = module.quantization, f"base model in full precision, not the {module.quantization} it was trained on"
+    if not is_bitsandbytes_available():
+        return f"{before} (the difference is not measured without bitsandbytes)"
+    assert module.spec is not None
+    config, unused = module.build_config(module.spec), module.task.unused_modules
+    packed, *_ = assemble(module.task.auto_class, module.recipe, config, fitting=False, unused=unused)
+    difference = float(
+        (numbers_of(packed, tokenizer, has_choices) - expected).norm() / expected.norm().clamp_min(1e-12)
+    )
+    return f"{before}: logits differ from those with {kind} by {difference:.0e} of their size"
 
 
 def whole_model(model: Any, how: Rewriting) -> Any:

@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lit_tune.errors import ConfigError, ModelError, nearest
 from lit_tune.models.adapter_settings import KEY, AdapterSettings
-from lit_tune.models.layers import head_parameter_names
+from lit_tune.models.layers import head_parameter_names, size_of
 from lit_tune.models.vocabulary import NO_TOKENS, NewTokens
 
 log = logging.getLogger("lit_tune")
@@ -218,7 +218,7 @@ def linear_layers(model: nn.Module, whole: Collection[str]) -> list[str]:
 def trainable_line(model: Any) -> str:
     """What is trained, and how large a share: one line."""
     config = next(iter(model.peft_config.values()))
-    total = sum(p.numel() for p in model.parameters())
+    total = sum(map(size_of, model.parameters()))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     kind = str(config.peft_type.value).lower()
     if kind == "lora":

@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,14 @@ from lit_tune.models import load
 from lit_tune.models.adapter_folders import BASE, WEIGHTS, AdapterFolder, adapter_folder, check_settings
 from lit_tune.models.adapter_settings import AdapterSettings
 from lit_tune.models.adapters import attach, is_adapted, make_config, without_remarks, wrap
-from lit_tune.models.base_reference import Reference, check_base, reference_of
+from lit_tune.models.base_reference import Reference, check_base, is_stored, reference_of, reference_of_files
 from lit_tune.models.freezing import freeze, train_mode
 from lit_tune.models.layers import head_parameter_names
+from lit_tune.models.quantization import Quantization, cast_plain, check_training, quantized
 from lit_tune.models.remote_code import code_options
 from lit_tune.models.vocabulary import KEY as TOKENS_KEY
 from lit_tune.models.vocabulary import NO_TOKENS, NewTokens, embed, num_rows
+from lit_tune.models.weight_files import find_weights
 
 log = logging.getLogger("lit_tune")
 
@@ -46,6 +49,7 @@ class Recipe:
         freeze: Patterns of parameters that are not trained.
         adapter: The adapter that is put on it.
         tokens: Tokens that are added to its vocabulary.
+        quantization: How the base model's linear layers are kept; None: as numbers of ``dtype``.
     """
 
     name: str
@@ -58,6 +62,7 @@ class Recipe:
     freeze: tuple[str, ...] = ()
     adapter: AdapterSettings | None = None
     tokens: NewTokens = NO_TOKENS
+    quantization: Quantization | None = None
 
     def folder(self) -> AdapterFolder | None:
         """The adapter that ``name`` holds, if it is one.
@@ -70,6 +75,19 @@ class Recipe:
         if found is not None:
             check_combination(self, found)
         return found
+
+    def check_training(self, folder: AdapterFolder | None) -> None:
+        """Refuse to train quantized weights without an adapter that can read them.
+
+        Args:
+            folder: The adapter that ``name`` holds.
+
+        Raises:
+            ConfigError: It would.
+        """
+        if self.quantization is not None:
+            new = str(make_config(self.adapter).peft_type.value).lower() if self.adapter else None
+            check_training(self.quantization, folder.kind if folder else new)
 
 
 def check_combination(recipe: Recipe, folder: AdapterFolder) -> None:
@@ -115,30 +133,27 @@ def assemble(
         LitTuneError: Weights, patterns or target modules that do not fit.
     """
     folder = recipe.folder()
+    if fitting:
+        recipe.check_training(folder)
     tokens = recipe.tokens if folder is None else grown_base(config, folder)
-    model, report = load.build_model(
-        auto_class,
-        folder.base if folder else recipe.name,
-        config,
-        revision=folder.revision if folder else recipe.revision,
-        from_scratch=recipe.from_scratch,
-        dtype=_dtype_of(folder) or recipe.dtype,
-        attn_implementation=recipe.attn_implementation,
-        new_head=recipe.new_head,
-    )
+    model, report = without_adapter(auto_class, recipe, folder, config, unused)
     new: Collection[str] = [n for n in report.new_parameters if not set(unused) & set(n.split("."))]
     reference: Reference = {}
     if folder is not None or (recipe.adapter is not None and fitting):
-        reference = reference_of(model, {*head_parameter_names(model), *new})
+        place = (folder.base, folder.revision) if folder else (recipe.name, recipe.revision)
+        is_packed = recipe.quantization is not None
+        reference = stored(*place) if is_packed else reference_of(model, {*head_parameter_names(model), *new})
     if folder is None and not recipe.from_scratch:
         embed(model, tokens)
     if recipe.recompute:
         load.recompute_activations(model)
     if folder is not None:
-        check_base(model, folder.reference, folder.base)
+        known = stored(folder.base, folder.revision) if is_stored(folder.reference) else {}
+        check_base(model, folder.reference, folder.base, known)
         embed(model, tokens)
         if recipe.dtype != "auto":
-            model = model.to(getattr(torch, recipe.dtype))
+            to_type = cast_plain if recipe.quantization else nn.Module.to
+            to_type(model, getattr(torch, recipe.dtype))
         model, new = put_on(model, folder, new, fitting)
     load.refuse_new_parameters(load.LoadReport([*new], []), recipe.name, fitting)
     if folder is None and recipe.adapter is not None:
@@ -155,6 +170,31 @@ def assemble(
     train_mode(model, is_whole=is_adapted(model))
     leave_alone(model, unused, report.new_parameters)
     return model, reference, [*new]
+
+
+def without_adapter(
+    auto_class: Any, recipe: Recipe, folder: AdapterFolder | None, config: PretrainedConfig, unused: tuple[str, ...]
+) -> tuple[PreTrainedModel, load.LoadReport]:
+    """The model as its weights give it, packed where that is asked for."""
+    build = partial(
+        load.build_model,
+        auto_class,
+        folder.base if folder else recipe.name,
+        config,
+        revision=folder.revision if folder else recipe.revision,
+        from_scratch=recipe.from_scratch,
+        dtype=_dtype_of(folder) or recipe.dtype,
+        attn_implementation=recipe.attn_implementation,
+        new_head=recipe.new_head,
+    )
+    if recipe.quantization is None:
+        return build()
+    return quantized(build, auto_class, config, recipe.quantization, unused)
+
+
+def stored(name: str, revision: str | None) -> Reference:
+    """Hashes of a model's files; empty where their names are unusual."""
+    return reference_of_files(find_weights(name, revision).files)
 
 
 def leave_alone(model: PreTrainedModel, unused: tuple[str, ...], new: Collection[str]) -> None:
@@ -258,8 +298,22 @@ def save(model: PreTrainedModel, folder: Path, reference: Reference) -> None:
     (folder / BASE).write_text(text + "\n", "utf-8")
 
 
-def load_as_anyone(auto_class: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
-    """What transformers and peft alone make of a folder that :func:`save` wrote."""
+def load_as_anyone(
+    auto_class: Any,
+    folder: Path,
+    dtype: torch.dtype,
+    packing: Quantization | None = None,
+    unused: tuple[str, ...] = (),
+) -> nn.Module:
+    """What transformers and peft alone make of a folder that :func:`save` wrote.
+
+    Args:
+        auto_class: HF Auto class of the task.
+        folder: An adapter's, or that of a whole model.
+        dtype: Data type of the weights.
+        packing: How the base model was quantized in training; None: it is in full precision.
+        unused: Modules that nothing asks.
+    """
     adapter = adapter_folder(str(folder))
     if adapter is None:
         code = code_options(str(folder), None, "run_dir")
@@ -269,7 +323,12 @@ def load_as_anyone(auto_class: Any, folder: Path, dtype: torch.dtype) -> nn.Modu
     config = load.load_config(str(folder))
     grown = grown_base(config, adapter)
     options = {"revision": adapter.revision, **code_options(adapter.base, adapter.revision, load.KEY)}
-    base = auto_class.from_pretrained(adapter.base, config=config, dtype=dtype, use_safetensors=True, **options)
+    if packing is None:
+        base = auto_class.from_pretrained(adapter.base, config=config, dtype=dtype, use_safetensors=True, **options)
+    else:
+        kind = str(dtype).removeprefix("torch.")
+        build = partial(load.build_model, auto_class, adapter.base, config, revision=adapter.revision, dtype=kind)
+        base, _ = quantized(build, auto_class, config, packing, unused)
     if grown.size:
         base.resize_token_embeddings(grown.size)
     with without_remarks():
@@ -279,7 +338,7 @@ def load_as_anyone(auto_class: Any, folder: Path, dtype: torch.dtype) -> nn.Modu
 
 def _dtype_of(folder: AdapterFolder | None) -> str | None:
     """The type in which the base model's weights were hashed."""
-    kinds = {dtype for dtype, _ in folder.reference.values()} if folder else set()
+    kinds = {dtype for dtype, _ in folder.reference.values()} if folder and not is_stored(folder.reference) else set()
     return kinds.pop() if len(kinds) == 1 else None
 
 

@@ -1,16 +1,23 @@
 """Hashes of weights: which base model something was trained on, without a copy of it."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 import xxhash
+from safetensors import safe_open
 from torch import nn
 
 from lit_tune.errors import ModelError
+from lit_tune.models.layers import is_packed
 
 Reference = dict[str, list[str]]
 """Parameter name -> [data type, hash]."""
+
+STORED = "stored:"
+"""Begins the names of tensors as they are in the files: of a model that is quantized when it is loaded, whose packed
+weights depend on the processor that packs them."""
 
 
 def frozen_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -47,22 +54,55 @@ def reference_of(model: nn.Module, without: Collection[str]) -> Reference:
     return {n: [dtype_name(p), digest_of(p)] for n, p in model.named_parameters() if n not in without}
 
 
-def check_base(model: nn.Module, reference: Reference, name: str) -> None:
+def reference_of_files(files: Iterable[Path]) -> Reference:
+    """Type and hash of each tensor in safetensors files, one of them in memory at a time.
+
+    Args:
+        files: Of the base model.
+    """
+    found: Reference = {}
+    for path in files:
+        with safe_open(str(path), framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118
+                tensor = tensors.get_tensor(name)
+                found[STORED + name] = [dtype_name(tensor), digest_of(tensor)]
+    return found
+
+
+def is_stored(reference: Reference) -> bool:
+    """Whether a reference is that of files."""
+    return any(name.startswith(STORED) for name in reference)
+
+
+def check_base(model: nn.Module, reference: Reference, name: str, stored: Reference) -> None:
     """Compare a base model with the one that something was trained on.
 
     Args:
-        model: As it was loaded.
-        reference: From :func:`reference_of`.
+        model: As it was loaded. Layers that were quantized then are passed by: the files hold what can be compared.
+        reference: From :func:`reference_of` or :func:`reference_of_files`.
         name: Of the base model, for the message.
+        stored: From :func:`reference_of_files`, where ``reference`` is.
 
     Raises:
         ModelError: It is another one.
     """
-    own = dict(model.named_parameters())
+    own, packed = dict(model.named_parameters()), packed_layers(model)
     for parameter, (dtype, digest) in reference.items():
-        if parameter not in own or digest_of(own[parameter].to(getattr(torch, dtype))) != digest:
+        if parameter.startswith(STORED):
+            is_same = stored.get(parameter) == [dtype, digest]
+        elif parameter.rpartition(".")[0] in packed:
+            continue
+        else:
+            is_same = parameter in own and digest_of(own[parameter].to(getattr(torch, dtype))) == digest
+        if not is_same:
+            told = parameter.removeprefix(STORED)
             raise ModelError(
-                f"the base model {name} has changed: {parameter} is not what the adapter was trained on",
+                f"the base model {name} has changed: {told} is not what the adapter was trained on",
                 where="model.model_name_or_path",
                 fix="put the base model back as it was, or train the adapter again with `lit-tune fit --overwrite`",
             )
+
+
+def packed_layers(model: nn.Module) -> set[str]:
+    """Names of modules whose weights are quantized."""
+    return {name.rpartition(".")[0] for name, parameter in model.named_parameters() if is_packed(parameter)}

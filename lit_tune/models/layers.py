@@ -14,6 +14,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 PROMPT = "prompt_encoder."
@@ -147,3 +148,14 @@ def _end_of_stack(name: str, blocks: list[_Block]) -> int:
         if inner:
             return max(inner)
     return 0
+
+
+def is_packed(parameter: nn.Parameter) -> bool:
+    """Whether bitsandbytes keeps the weights quantized, two to a byte."""
+    return type(parameter) is not nn.Parameter and hasattr(parameter, "quant_state")
+
+
+def size_of(parameter: nn.Parameter) -> int:
+    """Numbers that a parameter stands for."""
+    shape = parameter.quant_state.shape if is_packed(parameter) else parameter.shape  # type: ignore[attr-defined]
+    return int(torch.Size(shape).numel())

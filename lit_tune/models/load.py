@@ -5,7 +5,8 @@ safetensors only and never remote code: a model repository is data, not a progra
 
 import logging
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from lit_tune.errors import ConfigError, LitTuneError, ModelError, nearest
 from lit_tune.models import text_cnn
 from lit_tune.models.adapter_folders import whose_config, whose_tokenizer
 from lit_tune.models.detours import refuse_detours, refuse_kernels
-from lit_tune.models.layers import head_parameter_names
+from lit_tune.models.layers import head_parameter_names, size_of
 from lit_tune.models.load_errors import KEY, explain, first_line
 from lit_tune.models.remote_code import code_options, code_options_of_config
 from lit_tune.models.text_cnn import TextCnnConfig
@@ -153,6 +154,7 @@ def build_model(
     dtype: str = "float32",
     attn_implementation: str | None = None,
     new_head: bool = False,
+    storage: Mapping[str, Any] = {},
 ) -> tuple[PreTrainedModel, LoadReport]:
     """The model with its head, in eval mode as transformers gives it.
 
@@ -165,6 +167,7 @@ def build_model(
         dtype: ``float32``, ``bfloat16``, ``float16`` or ``auto`` (as stored).
         attn_implementation: Attention kernel.
         new_head: The head in the weights is replaced by a random one, whatever its size.
+        storage: Arguments of ``from_pretrained`` that quantize.
 
     Raises:
         ModelError: Weights that cannot be read or do not fit, or an attention kernel the model lacks.
@@ -173,9 +176,9 @@ def build_model(
     if Path(name).is_dir() and not from_scratch:
         refuse_detours(Path(name), KEY)
     from_scratch = from_scratch or text_cnn.is_new(name)
-    torch_dtype: Any = dtype if dtype == "auto" else getattr(torch, dtype)
+    torch_dtype: Any = getattr(torch, dtype, dtype)  # "auto" is none of torch's
     code = code_options(name, revision, KEY)
-    options = {"attn_implementation": attn_implementation} if attn_implementation else {}
+    options = {**storage} | ({"attn_implementation": attn_implementation} if attn_implementation else {})
     try:
         if from_scratch:
             code = code_options_of_config(auto_class, config, code)
@@ -192,15 +195,13 @@ def build_model(
             **code,
             **options,
         )
-    except (ImportError, ValueError) as e:
-        if attn_implementation and ("attention" in str(e).lower() or "attn" in str(e).lower()):
+    except Exception as e:
+        if attn_implementation and isinstance(e, ImportError | ValueError) and re.search("(?i)attention|attn", str(e)):
             raise ModelError(
                 f"{type(config).__name__} cannot use {attn_implementation!r} here: {str(e).splitlines()[0][:200]}",
                 where="model.attn_implementation",
                 fix="sdpa or eager",
             ) from e
-        raise explain(e, name, revision) from e
-    except Exception as e:
         raise explain(e, name, revision) from e
     return model, check_loaded(model, info, new_head, name)
 
@@ -310,7 +311,7 @@ def fit_to_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfi
 
 def describe_model(model: PreTrainedModel) -> str:
     """Class, size and dtype, in one line."""
-    total = sum(p.numel() for p in model.parameters())
+    total = sum(map(size_of, model.parameters()))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     dtype = str(model.dtype).removeprefix("torch.")
     return f"{type(model).__name__}: {total:,} parameters, {trained:,} trained, {dtype}"

@@ -47,6 +47,7 @@ def adapt(recipe: Recipe, skeleton: PreTrainedModel, auto_class: Any, tokens: Ne
         LitTuneError: What a run would raise.
     """
     folder = recipe.folder()
+    recipe.check_training(folder)
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         if folder is not None:
             return wrap(skeleton, folder.config(trainable=True), folder.base, folder.revision)

@@ -58,6 +58,7 @@ MODEL = (
     "model.model_class",
     "model.model_name_or_path",
     "model.new_head",
+    "model.quantization",
     "model.revision",
     "model.unfreeze*",
     "optimizer.name",

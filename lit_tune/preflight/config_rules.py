@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from lit_tune.errors import ConfigError, LitTuneError
+from lit_tune.errors import ConfigError, HardwareError, LitTuneError
 from lit_tune.models import text_cnn
 from lit_tune.preflight.confinement import hub_code, output_paths
 from lit_tune.preflight.situation import Rule, Situation
@@ -209,6 +209,28 @@ def losses(s: Situation) -> Iterator[LitTuneError]:
             )
 
 
+def quantization(s: Situation) -> Iterator[LitTuneError]:
+    """What does not go together with weights in 4 bits."""
+    if s["model.quantization"] is None:
+        return
+    refused = [
+        ("model.from_scratch", s["model.from_scratch"], "random weights would be quantized and never trained"),
+        ("model.freeze", s["model.freeze"], "has no effect: quantized weights are frozen"),
+        ("model.compile", s["model.compile"], "quantized layers are not compiled"),
+    ]
+    for where, applies, why in refused:
+        if applies:
+            yield ConfigError(f"{why}", where=where, fix=f"remove {where} or model.quantization")
+    if str(s["trainer.precision"]) in ("64", "64-true"):
+        yield ConfigError(
+            "quantized layers do not compute in float64", where="trainer.precision", fix="trainer.precision: 32-true"
+        )
+    if s.device == "mps":
+        yield HardwareError(
+            "quantized weights need an NVIDIA GPU, or the CPU", where="model.quantization", fix="remove it"
+        )
+
+
 def model(s: Situation) -> Iterator[LitTuneError]:
     """Model settings that exclude each other."""
     if s["model.from_scratch"] and s["model.new_head"]:
@@ -262,6 +284,7 @@ def model(s: Situation) -> Iterator[LitTuneError]:
             where="model.freeze",
             fix="remove model.freeze or model.adapter",
         )
+    yield from quantization(s)
     for name in (s["model.config_overrides"] or {}).keys() & set(LABEL_FIELDS):
         yield ConfigError(
             f"{name} is read from the data",

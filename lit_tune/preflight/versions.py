@@ -81,6 +81,7 @@ def missing_packages(s: Situation, installed: Installed = installed_version) -> 
     needed = (
         ("wandb" in loggers, "wandb", "logger", "pip install 'lit-tune[wandb]'"),
         (s["optimizer.name"] == "adamw_8bit", "bitsandbytes", "optimizer.name", "pip install 'lit-tune[8bit]'"),
+        (bool(s["model.quantization"]), "bitsandbytes", "model.quantization", "pip install 'lit-tune[8bit]'"),
         (
             s["model.attn_implementation"] == "flash_attention_2",
             "flash-attn",
