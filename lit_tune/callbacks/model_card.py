@@ -53,6 +53,12 @@ def model_card(trainer: L.Trainer, pl_module: Any, record: RunRecord, verdict: d
         usage(pl_module.task, adapted, module_to_import(pl_module.model), bool(pl_module.recipe.tokens.pieces)),
         "",
     ]
+    if pl_module.quantization:
+        lines += [
+            f"Trained and measured on the base model in 4 bits ({pl_module.quantization}); over the base model in full "
+            "precision, as above, its numbers differ by what that rounds off.",
+            "",
+        ]
     if spec.label_names:
         lines += ["Labels: " + ", ".join(f"`{n}`" for n in spec.label_names), ""]
     lines += metrics_table(plain(record.best), spec.baseline)

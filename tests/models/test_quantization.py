@@ -152,6 +152,7 @@ def test_a_run_saves_the_adapter_alone_and_best_computes_what_it_did(run, base):
     buffers = {n for n, _ in model.named_buffers(remove_duplicate=False)}
     assert kept - buffers == {n for n, p in model.named_parameters() if p.requires_grad}
     assert "quantization_config" not in json.loads((run_dir.best / "config.json").read_text())
+    assert f"in 4 bits ({made.module.quantization})" in (run_dir.best / "README.md").read_text()
     how = Quantization(made.module.quantization)
     assert torch.equal(logits_of(assembled(run_dir.best, quantization=how)), logits_of(model))
     # peft alone puts it on the base model in full precision: near, and not the same
