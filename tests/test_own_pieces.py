@@ -135,6 +135,7 @@ def test_the_next_command_that_is_told_is_one_that_works(finished):
     assert told == f"test --config {finished / 'config.yaml'} --allow-import own_pieces"
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_the_weights_of_another(finished, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     more = ["--model.model_name_or_path", str(finished / "best"), "--model.from_scratch", "false"]
@@ -152,6 +153,7 @@ def test_a_run_goes_on_from_the_weights_of_another(finished, tmp_path, monkeypat
     assert module.new_parameters == []
 
 
+@pytest.mark.slow
 def test_a_head_of_ones_own_stands_on_pretrained_weights(tiny_model_dir, toy_csv, tmp_path):
     run = tmp_path / "run"
     given = [
@@ -225,6 +227,7 @@ def whole(tiny_model_dir, rows):
         return run_of(tiny_model_dir, rows[0], metrics=METRICS)
 
 
+@pytest.mark.slow
 def test_all_pieces_together_are_exact_in_any_cut(whole, tiny_model_dir, rows):
     files, _ = rows
     cut = run_of(tiny_model_dir, files, metrics=METRICS, batch=4, accumulate=4)
@@ -236,6 +239,7 @@ def test_all_pieces_together_are_exact_in_any_cut(whole, tiny_model_dir, rows):
     assert {"val/top_k_accuracy", "val/median_surprise", "probe/top_k_accuracy"} <= whole.val[-1].keys()
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
 def test_two_ranks_give_the_gradients_and_metrics_of_one(whole, tiny_model_dir, rows, tmp_path):
     files, one = rows
@@ -251,6 +255,7 @@ def test_two_ranks_give_the_gradients_and_metrics_of_one(whole, tiny_model_dir, 
             assert val == pytest.approx(expected.val[-1], rel=1e-9, nan_ok=True)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     steps = "--trainer.max_steps 8 --checkpoint.every_n_steps 2 --eval_every_steps 4"

@@ -67,7 +67,9 @@ def test_the_graph_of_an_adapted_model_gives_its_predictions_in_onnxruntime(fini
         assert found == pytest.approx(np.array(wanted), abs=1e-4)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 1e-3), ("bfloat16", 1e-2)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [("float16", 1e-3), pytest.param("bfloat16", 1e-2, marks=pytest.mark.slow)]
+)
 def test_half_precision_halves_the_weights_and_the_card_says_so(whole, tmp_path, dtype, tolerance):
     folder = tmp_path / "half"
     assert main(["export", *config(whole), "--dtype", dtype, "--output", str(folder)]) == 0

@@ -24,6 +24,9 @@ pytestmark = [
 ]
 
 
+SIGNALS = ((signal.SIGINT, 130), (signal.SIGTERM, 143))
+
+
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     with hub_for(monkeypatch, tmp_path) as server:
@@ -195,7 +198,9 @@ def test_nobody_answers_and_offline_mode(whole, hub, monkeypatch, capsys):
     assert "cannot be reached" in said(capsys)
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("sent", "code"), [(signal.SIGKILL, -9), *(pytest.param(*one, marks=pytest.mark.slow) for one in SIGNALS)]
+)
 def test_an_upload_that_is_ended_leaves_nothing_to_be_seen_and_the_next_one_is_whole(whole, hub, sent, code):
     hub.upload_may_end.clear()
     child = os.fork()

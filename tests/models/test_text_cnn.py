@@ -157,6 +157,7 @@ def test_best_gives_the_numbers_of_test_and_predict(finished, folder, capsys):
     assert measured["metrics"]["accuracy"] == pytest.approx(right / len(rows))
 
 
+@pytest.mark.slow
 def test_the_same_words_come_from_the_cache_and_from_a_resume(folder, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("LIT_TUNE_CACHE", str(tmp_path / "cache"))
     steps = ["--trainer.max_steps", "8", "--checkpoint.every_n_steps", "2", "--eval_every_steps", "4"]

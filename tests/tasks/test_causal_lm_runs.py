@@ -236,6 +236,7 @@ def test_a_model_that_cannot_keep_documents_apart_is_padded_and_says_so(files, t
     assert "packing  off: opt models attend across documents" in shown.err + shown.out
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_equals_one_that_was_never_interrupted(files, tmp_path):
     model = make_tiny_decoder(tmp_path / "model", dropout=0.3, kind="gpt2")
     options = {

@@ -109,13 +109,16 @@ def test_without_weight_the_teacher_changes_nothing(files):
     same(plain, run(files, distillation={"alpha": 0.0}), 1e-12)
 
 
-@pytest.mark.parametrize("task", [{}, {"class_weights": "balanced"}], ids=["plain", "weighted"])
+@pytest.mark.parametrize(
+    "task", [{}, pytest.param({"class_weights": "balanced"}, marks=pytest.mark.slow)], ids=["plain", "weighted"]
+)
 def test_any_cut_gives_the_same_gradient(task, files):
     reference = run(files, task=task)
     for batch, accumulate in [(4, 4), (1, 16)]:
         same(reference, run(files, batch, accumulate, task=task), 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
 def test_two_ranks_give_the_same_gradient(files, tmp_path):
     for settings in ({}, {"cache": True}):
@@ -184,7 +187,7 @@ def test_tasks_on_tokens_have_a_teacher_for_each_token(files, tmp_path):
         run(files, **options, distillation={"cache": True})
 
 
-@pytest.mark.parametrize("kind", ["causal", "masked"])
+@pytest.mark.parametrize("kind", ["masked", pytest.param("causal", marks=pytest.mark.slow)])
 def test_language_models_have_a_teacher(kind, files, tmp_path):
     if kind == "causal":
         student, teacher = (

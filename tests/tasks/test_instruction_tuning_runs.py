@@ -60,6 +60,7 @@ def test_any_cut_gives_the_same_gradient_and_metrics(files):
         same(reference, run(files, batch, accumulate, eval_batch=eval_batch))
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
 def test_two_ranks_give_the_same_gradient_and_metrics(files, tmp_path):
     same(run(files, 16), run(files, 2, 4, ranks=2, eval_batch=5, scratch=tmp_path))
@@ -188,6 +189,7 @@ def test_a_model_without_a_template_is_an_error_with_a_remedy(files, tmp_path, c
     assert "Fix: task.init_args.chat_template: plain" in said
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_equals_one_that_was_never_interrupted(files, tmp_path):
     model = make_tiny_decoder(tmp_path / "model", dropout=0.3, kind="gpt2")
     options = {

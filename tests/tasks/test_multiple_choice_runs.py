@@ -174,6 +174,7 @@ def test_bad_rows_end_with_their_place_before_any_training(files, tmp_path, caps
     assert "bad.jsonl:5" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_equals_one_that_was_never_interrupted(files, tmp_path):
     model = make_tiny_model(tmp_path / "model", dropout=0.3)
     options = {

@@ -84,6 +84,7 @@ def test_any_cut_gives_the_same_gradient_and_metrics(reference, files):
         same(reference, run(files, batch, accumulate, eval_batch=eval_batch), 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
 def test_two_ranks_give_the_same_gradient_and_metrics(reference, files, tmp_path):
     same(reference, run(files, 2, 4, ranks=2, eval_batch=5, scratch=tmp_path), 1e-12)

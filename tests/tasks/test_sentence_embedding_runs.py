@@ -63,19 +63,33 @@ def run(files: Path, batch: int, accumulate: int = 1, ranks: int = 1, eval_batch
     return fit_recorded(files / "model", data, batch=batch, accumulate=accumulate, ranks=ranks, **options)
 
 
+class References(dict[str, Recorder]):
+    """The run in one piece of each task that is asked for."""
+
+    def __init__(self, files) -> None:
+        super().__init__()
+        self.files = files
+
+    def __missing__(self, name: str) -> Recorder:
+        self[name] = run(self.files, 16, task=TASKS[name])
+        return self[name]
+
+
 @pytest.fixture(scope="module")
-def references(files) -> dict[str, Recorder]:
-    return {name: run(files, 16, task=task) for name, task in TASKS.items()}
+def references(files) -> References:
+    return References(files)
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize(
+    "name", ["triples", *(pytest.param(n, marks=pytest.mark.slow) for n in TASKS if n != "triples")]
+)
 def test_any_cut_gives_the_same_gradient_and_metrics(name, files, references):
     for batch, accumulate, eval_batch in [(4, 4, 1), (8, 2, 7)]:
         same(references[name], run(files, batch, accumulate, eval_batch=eval_batch, task=TASKS[name]))
 
 
 @pytest.mark.ddp
-@pytest.mark.parametrize("name", ["triples", "cosent"])
+@pytest.mark.parametrize("name", ["triples", pytest.param("cosent", marks=pytest.mark.slow)])
 def test_two_ranks_give_the_same_gradient_and_metrics(name, files, references, tmp_path):
     same(references[name], run(files, 4, 2, ranks=2, eval_batch=5, scratch=tmp_path, task=TASKS[name]))
 
@@ -254,6 +268,7 @@ def test_bad_rows_end_with_their_place_before_any_training(files, tmp_path, caps
     assert "a multiple of 5" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_equals_one_that_was_never_interrupted(files, tmp_path):
     model = make_tiny_model(tmp_path / "model", dropout=0.3)
     options = {

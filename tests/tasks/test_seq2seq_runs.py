@@ -78,6 +78,7 @@ def test_any_cut_gives_the_same_gradient_texts_and_metrics(kind, files, referenc
         same(reference, run(files, batch, accumulate, eval_batch=eval_batch, kind=kind))
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
 def test_two_ranks_give_the_same_gradient_texts_and_metrics(files, references, tmp_path):
     same(references["t5"], run(files, 2, 4, ranks=2, eval_batch=5, scratch=tmp_path))
