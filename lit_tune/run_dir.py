@@ -115,6 +115,8 @@ class RunDir:
         self.check_free(overwrite)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            if overwrite and self.manifest.is_file():  # killed while it deletes, it finds a run that counts no more
+                self.write({"format": MANIFEST_FORMAT, "status": "overwritten", "trained": False})
             for name in ARTEFACTS:
                 if name in LOGGER_FOLDERS and not overwrite:
                     continue

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 
 import pytest
@@ -47,6 +48,29 @@ def test_overwrite_deletes_what_we_wrote_and_nothing_else(tmp_path):
     run = earlier_run(tmp_path / "run")
     run.claim(overwrite=True)
     assert [p.name for p in run.path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("deleted", range(len(ARTEFACTS)))
+def test_killed_while_it_deletes_a_run_the_directory_is_free(tmp_path, monkeypatch, deleted):
+    run, left = earlier_run(tmp_path / "run"), deleted
+
+    def killed(real):
+        def delete(path, *args, **kwargs):
+            nonlocal left
+            if os.path.basename(path) in ARTEFACTS:
+                if left == 0:
+                    raise KeyboardInterrupt
+                left -= 1
+            return real(path, *args, **kwargs)
+
+        return delete
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", killed(os.unlink))
+        patch.setattr(shutil, "rmtree", killed(shutil.rmtree))
+        with pytest.raises(KeyboardInterrupt):
+            run.claim(overwrite=True)
+    RunDir(run.path).check_free(overwrite=False)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
