@@ -72,6 +72,7 @@ def test_masks_do_not_depend_on_who_makes_them(files, references):
     same(references["blocks"], run(files, "blocks", 8, data={"num_workers": 2}))
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
 def test_two_ranks_give_the_same_gradient_and_metrics(files, references, tmp_path):
     same(references["blocks"], run(files, "blocks", 2, 2, ranks=2, eval_batch=5, scratch=tmp_path))
