@@ -69,7 +69,6 @@ CASES = {
 FEW = {  # in every `make test`: the end of an epoch, its last step but one, and one inside
     "validation every 2 steps, accumulation 3": ([2, 3, 4], True),
     "jsonl stream": ([2, 3], False),
-    "early stopping": ([2], False),
     "unfreezing": ([3], False),
 }
 

@@ -44,6 +44,7 @@ def predictions(run: Path, tmp_path: Path) -> list[dict]:
     return [json.loads(line)["probabilities"] for line in answers.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_the_graph_of_an_adapted_model_gives_its_predictions_in_onnxruntime(finished, tmp_path, capsys):
     """The lines of the model card run, with batches of other sizes than the graph was traced with."""
     folder = tmp_path / "onnx"

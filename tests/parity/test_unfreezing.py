@@ -114,6 +114,7 @@ def test_any_cut_gives_the_same_weights_in_float64(tiny_model_dir, rows):
     compare(reference, run(tiny_model_dir, rows[1], module=recomputed))
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
 @pytest.mark.filterwarnings("ignore:Found .* module.s. in eval mode")
 def test_two_ranks_give_the_same_weights_in_float64(tiny_model_dir, rows, tmp_path):

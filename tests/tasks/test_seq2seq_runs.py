@@ -84,13 +84,14 @@ def test_two_ranks_give_the_same_gradient_texts_and_metrics(files, references, t
     same(references["t5"], run(files, 2, 4, ranks=2, eval_batch=5, scratch=tmp_path))
 
 
-@pytest.mark.parametrize("kind", ["t5", "bart"])
+@pytest.mark.parametrize("kind", ["t5", pytest.param("bart", marks=pytest.mark.slow)])
 def test_padding_changes_nothing(kind, files, references):
     options = {} if kind == "t5" else {"task": Seq2Seq(generate_rows=0)}
     for data in ({"padding": "max_length"}, {"pad_to_multiple_of": 16}):
         same(references[kind], run(files, 16, data=data, kind=kind, **options))
 
 
+@pytest.mark.slow
 def test_several_references_are_trained_on_one_by_one_and_evaluated_together(files):
     data = {"train": str(files / "several.jsonl"), "val": str(files / "several.jsonl"), "probe_size": 0}
     lists = run(files, 11, data=data)
