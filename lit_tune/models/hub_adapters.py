@@ -24,14 +24,14 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 @cache
 def config_on_hub(name: str, revision: str | None) -> Path | None:
-    """The adapter's config of a repository, downloaded; None where there is none or nobody can tell.
-
-    What is wrong with the repository (gated, no such name) is told where its model is loaded. The answer is kept for
-    the process.
+    """The adapter's config of a repository, downloaded; None where there is none. The answer is kept for the process.
 
     Args:
         name: Hub id; a name that cannot be one is none.
         revision: Branch, tag or commit.
+
+    Raises:
+        ModelError: The Hub does not say: no such repository, gated, busy, not reached with no model in the cache.
     """
     if not _HUB_ID.fullmatch(name) or text_cnn.is_new(name) or Path(name).exists():
         return None
@@ -41,8 +41,14 @@ def config_on_hub(name: str, revision: str | None) -> Path | None:
             return None  # the cache knows that the repository lacks it
         hub_access.is_reachable()
         return Path(hf_hub_download(name, CONFIG, revision=revision))
-    except Exception:
+    except LocalEntryNotFoundError as error:  # nobody was asked, or nobody answered
+        if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
+            return None  # what the cache holds is used, as ever without a Hub
+        raise explain(error, name, revision) from error
+    except EntryNotFoundError:
         return None
+    except Exception as error:  # both kinds of config may lie there: a model must not be trained for its adapter
+        raise explain(error, name, revision) from error
 
 
 @cache

@@ -139,6 +139,28 @@ def test_what_is_missing_is_told(published, saved, tmp_path, monkeypatch):
     assert "an adapter without adapter_model.safetensors; pickled weights can run code" in refused("org/adapter")
 
 
+def test_a_hub_that_does_not_answer_is_no_repository_without_an_adapter(
+    published, saved, tiny_model_dir, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # between its attempts
+    both = tmp_path / "both"  # a model, and an adapter for it, in one repository
+    shutil.copytree(saved[1], both)
+    for file in ("config.json", "model.safetensors"):
+        shutil.copy(tiny_model_dir / file, both)
+    published.repos["org/both"] = Repo()
+    published.repos["org/both"].put(both)
+    for status in (403, 500):
+        published.failures["both/resolve/main/adapter_config.json"] = [status] * 9
+        assert "org/both" in refused("org/both")
+        forget()
+    published.failures.clear()
+    assert torch.equal(logits_of(assembled("org/both")), logits_of(saved[0]))
+    assembled("org/base", fitting=True)
+    forget()
+    published.failures["adapter_config.json"] = [500] * 9
+    assert adapter_folder("org/base") is None  # without an answer, the cache holds a model
+
+
 def test_an_adapter_on_an_adapter_of_the_hub_is_refused(published, saved, tmp_path):
     folder = tmp_path / "second"
     shutil.copytree(saved[1], folder)
