@@ -148,7 +148,9 @@ def scipy_regression(preds, target):
 REFERENCES = {SINGLE: sklearn_single_label, MULTI: sklearn_multi_label, REGRESSION: scipy_regression}
 
 
-@pytest.mark.parametrize("num_rows", range(1, 21))
+@pytest.mark.parametrize(
+    "num_rows", [1, 2, 3, 8, 20, *(pytest.param(n, marks=pytest.mark.slow) for n in range(4, 20) if n != 8)]
+)
 @pytest.mark.parametrize(
     ("problem", "num_classes"),
     [(SINGLE, 2), (SINGLE, 3), (SINGLE, 7), (MULTI, 2), (MULTI, 3), (MULTI, 7), (REGRESSION, 1)],

@@ -68,8 +68,7 @@ CASES = {
 }
 FEW = {  # in every `make test`: the end of an epoch, its last step but one, and one inside
     "validation every 2 steps, accumulation 3": ([2, 3, 4], True),
-    "jsonl stream": ([2, 3], False),
-    "unfreezing": ([3], False),
+    "jsonl stream": ([3], False),
 }
 
 
