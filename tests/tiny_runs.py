@@ -75,6 +75,11 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def flags(settings: dict[str, Any]) -> list[str]:
+    """Settings by their keys as options of the command line."""
+    return [text for key, value in settings.items() for text in (f"--{key}", str(value))]
+
+
 class Messages(logging.Handler):
     """What lit-tune says, as text; pytest's own handler hears nothing once the command line has run."""
 

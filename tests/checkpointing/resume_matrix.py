@@ -14,6 +14,18 @@ from lit_tune.cli import parse
 from lit_tune.preflight.start import checkpoint_path, goes_on, plan_start
 from lit_tune.run_dir import RunDir
 
+EVERY_STEP = {
+    "data.train_batch_size": 4,
+    "trainer.accelerator": "cpu",
+    "trainer.log_every_n_steps": 1,
+    "trainer.enable_progress_bar": "false",
+    "logger": "none",
+    "checkpoint.every_n_steps": 1,
+    "checkpoint.keep_last": -1,
+    "checkpoint.keep_best": -1,
+}
+"""Settings of a run that can be gone on from after each of its steps."""
+
 
 class SeenRows(Callback):
     """Which rows each rank trained on, step by step, written at the end of training."""

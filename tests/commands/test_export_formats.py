@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cards import run_card
 from commands.runs import config, said, train
 from safetensors.torch import load_file, save_file
 from toy import toy_rows, write_csv
@@ -23,18 +24,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing"),
     pytest.mark.filterwarnings("ignore:Found .* module.s. in eval mode"),
 ]
-
-
-def lines_of_card(folder: Path) -> str:
-    """The Python that the model card shows, for this folder."""
-    code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
-    return code.replace("PATH_OF_FOLDER", str(folder)).replace("PATH_OR_ID", str(folder))
-
-
-def run_card(folder: Path) -> dict:
-    names: dict = {}
-    exec(compile(lines_of_card(folder), "card", "exec"), names)
-    return names
 
 
 def predictions(run: Path, tmp_path: Path) -> list[dict]:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from cards import run_card
 from commands.runs import config, said
-from commands.test_export_formats import run_card
 from toy import (
     make_tiny_decoder,
     make_tiny_model,

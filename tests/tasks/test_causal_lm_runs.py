@@ -2,14 +2,14 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
-from checkpointing.resume_matrix import check, fit
-from parity.runs import Recorder, relative
-from parity.runs import fit as fit_recorded
+from parity.runs import Recorder
+from tasks.task_runs import CUTS, TaskRuns, finished_run, predict, report_of, same, same_from_a_stream
+from tiny_runs import flags, lines
 from toy import make_tiny_decoder, toy_documents, write_jsonl
 from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig, pipeline
 
@@ -33,69 +33,52 @@ def files(tmp_path_factory) -> Path:
 # --- exact -----------------------------------------------------------------------------------------------------------
 
 
-def run(files: Path, batch: int, accumulate: int = 1, ranks: int = 1, eval_batch: int = 64, **more) -> Recorder:
-    data = {
-        "train": str(files / more.pop("train", "few.jsonl")),
-        "val": str(files / "val.jsonl"),
-        "max_length": 16,
-        "eval_batch_size": eval_batch,
-        **more.pop("data", {}),
-    }
-    options = {"precision": "64-true", "max_epochs": 1, **more}
-    options["module"] = {"config_overrides": {}, **options.get("module", {})}
-    task = options.pop("task", CausalLM())
-    model = files / options.pop("kind", "llama")
-    return fit_recorded(model, data, batch=batch, accumulate=accumulate, ranks=ranks, task=task, **options)
-
-
-def same(reference: Recorder, other: Recorder, tolerance: float = 1e-12) -> None:
-    assert len(reference.losses) == len(other.losses) >= 2
-    for a, b in zip(reference.gradients, other.gradients, strict=True):
-        assert relative(b, a) < tolerance
-    assert other.losses == pytest.approx(reference.losses, rel=tolerance)
-    assert other.val == [pytest.approx(v, rel=1e-6, nan_ok=True) for v in reference.val]
+@pytest.fixture(scope="module")
+def run(files) -> TaskRuns:
+    data = {"train": files / "few.jsonl", "val": files / "val.jsonl", "max_length": 16}
+    return TaskRuns(files / "llama", CausalLM(), data)
 
 
 @pytest.mark.parametrize("packing", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_any_cut_gives_the_same_gradient_and_metrics(packing, files):
+def test_any_cut_gives_the_same_gradient_and_metrics(packing, run):
     task = CausalLM(packing=packing)
-    reference = run(files, 16, task=task)
-    for batch, accumulate, eval_batch in [(1, 16, 1), (4, 4, 7)]:
-        same(reference, run(files, batch, accumulate, eval_batch=eval_batch, task=task))
+    reference = run(16, task=task)
+    for batch, accumulate, eval_batch in CUTS:
+        same(reference, run(batch, accumulate, eval_batch=eval_batch, task=task))
 
 
 @pytest.mark.ddp
-def test_two_ranks_give_the_same_gradient_and_metrics(files, tmp_path):
-    same(run(files, 16), run(files, 2, 4, ranks=2, eval_batch=5, scratch=tmp_path))
+def test_two_ranks_give_the_same_gradient_and_metrics(run, tmp_path):
+    same(run(16), run(2, 4, ranks=2, eval_batch=5, scratch=tmp_path))
 
 
 @pytest.mark.parametrize("kind", ["gpt2", pytest.param("llama", marks=pytest.mark.slow)])
-def test_padding_changes_nothing(kind, files):
-    reference = run(files, 16, kind=kind)
+def test_padding_changes_nothing(kind, files, run):
+    of_kind = replace(run, model=files / kind)
+    reference = of_kind(16)
     for data in ({"padding": "max_length"}, {"pad_to_multiple_of": 12}):
-        same(reference, run(files, 16, kind=kind, data=data))
+        same(reference, of_kind(16, data=data))
 
 
-def test_an_epoch_in_one_step_has_the_gradient_of_the_documents_alone(files):
+def packed_and_padded(run: TaskRuns, epochs: int, module: dict | None = None) -> list[Recorder]:
+    """All documents in one step, in blocks and each for itself."""
+    options = {"data": {"probe_size": 0}, "module": module, "trainer": {"max_epochs": epochs}}
+    return [run(400, task=CausalLM(packing=packing), **options) for packing in (True, False)]
+
+
+def test_an_epoch_in_one_step_has_the_gradient_of_the_documents_alone(run):
     """Packed or padded, in whatever blocks: the step is the same."""
-    packed, padded = (
-        run(files, 400, task=CausalLM(packing=p), max_epochs=2, data={"probe_size": 0}) for p in (True, False)
-    )
+    packed, padded = packed_and_padded(run, epochs=2)
     same(packed, padded)
     assert len(packed.rows) < 0.7 * len(padded.rows)
 
 
-def test_a_stream_trains_on_all_documents_of_the_file(files):
-    def losses(**data) -> list[float]:
-        settings = {"probe_size": 0, **data}
-        return run(files, 400, data=settings, max_epochs=-1, max_steps=2).losses
-
-    assert losses(streaming=True) == pytest.approx(losses(), rel=1e-9)
+def test_a_stream_trains_on_all_documents_of_the_file(run):
+    same_from_a_stream(run, 400)
 
 
-def test_an_adapter_is_trained_on_packed_documents(files):
-    options = {"module": {"adapter": "lora"}, "max_epochs": 4, "data": {"probe_size": 0}}
-    packed, padded = (run(files, 400, task=CausalLM(packing=p), **options) for p in (True, False))
+def test_an_adapter_is_trained_on_packed_documents(run):
+    packed, padded = packed_and_padded(run, epochs=4, module={"adapter": "lora"})
     same(packed, padded)
     assert packed.losses[-1] < packed.losses[0]
 
@@ -105,26 +88,8 @@ def test_an_adapter_is_trained_on_packed_documents(files):
 
 @pytest.fixture(scope="module")
 def finished(files, tmp_path_factory) -> Path:
-    """A finished run, from a YAML file."""
-    folder = tmp_path_factory.mktemp("run")
-    config = {
-        "run_dir": str(folder / "run"),
-        "task": {"class_path": "CausalLM"},
-        "model": {"model_name_or_path": str(files / "llama")},
-        "data": {
-            **{name: str(files / f"{name}.jsonl") for name in ("train", "val")},
-            "test": str(files / "val.jsonl"),
-            "cache_dir": str(folder / "cache"),
-            "max_length": 32,
-            "train_batch_size": 4,
-        },
-        "optimizer": {"lr": 0.01},
-        "trainer": {"accelerator": "cpu", "max_epochs": 4},
-        "logger": "none",
-    }
-    (folder / "my.yaml").write_text(yaml.safe_dump(config))
-    assert main(["fit", "--config", str(folder / "my.yaml")]) == 0
-    return folder / "run"
+    data = {"train": files / "train.jsonl", "val": files / "val.jsonl", "max_length": 32, "train_batch_size": 4}
+    return finished_run(tmp_path_factory.mktemp("run"), files / "llama", "CausalLM", data, lr=0.01, epochs=4)
 
 
 @torch.no_grad()
@@ -141,15 +106,10 @@ def plain_losses(folder: Path, texts: list[str], max_length: int = 32) -> list[l
     return found
 
 
-def texts_of(path: Path) -> list[str]:
-    return [json.loads(line)["text"] for line in path.read_text().splitlines()]
-
-
 def test_the_export_in_plain_transformers_has_the_metrics_that_test_reports(finished, files, capsys):
-    assert main(["test", "--config", str(finished / "config.yaml")]) == 0
+    report = report_of(finished)
     assert "bits_per_byte" in capsys.readouterr().out
-    report = json.loads((finished / "test_metrics.json").read_text())
-    texts = texts_of(files / "val.jsonl")
+    texts = [row["text"] for row in lines(files / "val.jsonl")]
     losses = [loss for losses in plain_losses(finished / "best", texts) for loss in losses]
     assert report["metrics"]["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
     assert report["metrics"]["perplexity"] == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-5)
@@ -161,13 +121,10 @@ def test_the_export_in_plain_transformers_has_the_metrics_that_test_reports(fini
 
 
 def test_predictions_are_the_losses_of_the_texts_in_their_order(finished, files, tmp_path):
-    texts = texts_of(files / "val.jsonl")[:11]
+    texts = [row["text"] for row in lines(files / "val.jsonl")[:11]]
     texts[3] = " ".join([texts[3]] * 30)  # longer than the model's 64 positions
     new = write_jsonl(tmp_path / "new.jsonl", [{"text": t} for t in texts])
-    out = tmp_path / "out.jsonl"
-    options = ["--data.predict", new, "--data.eval_batch_size", "3", "--output", str(out)]
-    assert main(["predict", "--config", str(finished / "config.yaml"), *options]) == 0
-    records = [json.loads(line) for line in out.read_text().splitlines()]
+    records = lines(predict(finished, new, tmp_path / "out.jsonl", "--data.eval_batch_size", "3"))
     expected = plain_losses(finished / "best", texts)
     assert [r["row"] for r in records] == list(range(11))
     assert [r["num_tokens"] for r in records] == [len(losses) for losses in expected]
@@ -201,10 +158,9 @@ def test_a_book_is_one_document_that_is_cut_and_not_truncated(files, tmp_path, c
         "trainer.max_epochs": 1,
         "logger": "none",
     }
-    flags = [text for key, value in options.items() for text in (f"--{key}", str(value))]
-    assert main(["check", *flags]) == 0
+    assert main(["check", *flags(options)]) == 0
     assert "no errors" in capsys.readouterr().out
-    assert main(["fit", *flags]) == 0
+    assert main(["fit", *flags(options)]) == 0
     said = capsys.readouterr()
     words = len((files / "book.txt").read_text().split())  # and the end: as many are predicted
     assert f"{-(-math.ceil(words / 15) // 16)} steps in" in said.out
@@ -231,31 +187,6 @@ def test_a_model_that_cannot_keep_documents_apart_is_padded_and_says_so(files, t
         "trainer.max_epochs": 1,
         "logger": "none",
     }
-    assert main(["fit", *(text for key, value in options.items() for text in (f"--{key}", str(value)))]) == 0
+    assert main(["fit", *flags(options)]) == 0
     shown = capsys.readouterr()
     assert "packing  off: opt models attend across documents" in shown.err + shown.out
-
-
-@pytest.mark.slow
-def test_a_run_that_goes_on_equals_one_that_was_never_interrupted(files, tmp_path):
-    model = make_tiny_decoder(tmp_path / "model", dropout=0.3, kind="gpt2")
-    options = {
-        "task.class_path": "CausalLM",
-        "model.model_name_or_path": model,
-        "data.train": files / "few.jsonl",
-        "data.val": files / "val.jsonl",
-        "data.max_length": 16,
-        "trainer.accumulate_grad_batches": 2,
-        "data.train_batch_size": 4,
-        "trainer.accelerator": "cpu",
-        "trainer.max_epochs": 1,
-        "trainer.log_every_n_steps": 1,
-        "trainer.enable_progress_bar": "false",
-        "logger": "none",
-        "checkpoint.every_n_steps": 1,
-        "checkpoint.keep_last": -1,
-        "checkpoint.keep_best": -1,
-    }
-    flags = [text for key, value in options.items() for text in (f"--{key}", str(value))]
-    full = fit([*flags, "--run_dir", str(tmp_path / "full")])
-    assert check(full, 2, tmp_path / "at2", flags) == []

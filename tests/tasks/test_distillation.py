@@ -7,6 +7,7 @@ import pytest
 import torch
 from parity.runs import NO_DROPOUT, Recorder, fit, relative
 from scipy.stats import entropy
+from tiny_runs import flags
 from toy import (
     CLASSES,
     make_tiny_decoder,
@@ -229,8 +230,7 @@ def test_a_persons_run_learns_from_the_teacher_and_keeps_none_of_it(files, tmp_p
         "trainer.max_epochs": 1,
         "logger": "none",
     }
-    flags = [text for key, value in options.items() for text in (f"--{key}", str(value))]
-    assert main(["fit", *flags]) == 0
+    assert main(["fit", *flags(options)]) == 0
     assert "teacher  BertForSequenceClassification" in capsys.readouterr().err
     (checkpoint,) = (tmp_path / "run" / "checkpoints").glob("last*.ckpt")
     state = torch.load(checkpoint, weights_only=True)["state_dict"]

@@ -1,13 +1,13 @@
 """Instruction tuning from files to a model directory: exact, answered as transformers answers, in order."""
 
-import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-import yaml
-from checkpointing.resume_matrix import check, fit
-from parity.runs import Recorder, relative
-from parity.runs import fit as fit_recorded
+from parity.runs import Recorder
+from tasks.task_runs import CUTS, TaskRuns, finished_run, predict, report_of, same
+from tiny_runs import flags, lines
 from toy import make_tiny_decoder, toy_chats, write_jsonl
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
@@ -29,48 +29,42 @@ def files(tmp_path_factory):
 # --- exact -----------------------------------------------------------------------------------------------------------
 
 
-def run(files, batch: int, accumulate: int = 1, ranks: int = 1, eval_batch: int = 64, **more) -> Recorder:
-    data = {
-        "train": str(files / "few.jsonl"),
-        "val": str(files / "val.jsonl"),
-        "max_length": 64,
-        "eval_batch_size": eval_batch,
-        **more.pop("data", {}),
-    }
-    task = InstructionTuning(
-        chat_template="plain", scorers=["exact_match"], generation={"max_new_tokens": 6}, **more.pop("task", {})
+def answering(packing: bool = True) -> InstructionTuning:
+    return InstructionTuning(
+        chat_template="plain", scorers=["exact_match"], generation={"max_new_tokens": 6}, packing=packing
     )
-    options = {"precision": "64-true", "max_epochs": 1, "module": {"config_overrides": {}}, **more}
-    model = files / options.pop("kind", "llama")
-    return fit_recorded(model, data, batch=batch, accumulate=accumulate, ranks=ranks, task=task, **options)
 
 
-def same(reference: Recorder, other: Recorder, tolerance: float = 1e-12) -> None:
-    assert len(reference.losses) == len(other.losses) >= 2
-    for a, b in zip(reference.gradients, other.gradients, strict=True):
-        assert relative(b, a) < tolerance
-    assert other.losses == pytest.approx(reference.losses, rel=tolerance)
-    assert other.val == [pytest.approx(v, rel=1e-6, nan_ok=True) for v in reference.val]
-    assert "val/exact_match" in other.val[0]
+@pytest.fixture(scope="module")
+def run(files) -> TaskRuns:
+    data = {"train": files / "few.jsonl", "val": files / "val.jsonl", "max_length": 64}
+    return TaskRuns(files / "llama", answering(), data)
 
 
-def test_any_cut_gives_the_same_gradient_and_metrics(files):
-    reference = run(files, 16)
-    for batch, accumulate, eval_batch in [(1, 16, 1), (4, 4, 7)]:
-        same(reference, run(files, batch, accumulate, eval_batch=eval_batch))
+@pytest.fixture(scope="module")
+def reference(run) -> Recorder:
+    found = run(16)
+    assert "val/exact_match" in found.val[0]
+    return found
+
+
+def test_any_cut_gives_the_same_gradient_and_metrics(run, reference):
+    for batch, accumulate, eval_batch in CUTS:
+        same(reference, run(batch, accumulate, eval_batch=eval_batch))
 
 
 @pytest.mark.slow
 @pytest.mark.ddp
-def test_two_ranks_give_the_same_gradient_and_metrics(files, tmp_path):
-    same(run(files, 16), run(files, 2, 4, ranks=2, eval_batch=5, scratch=tmp_path))
+def test_two_ranks_give_the_same_gradient_and_metrics(run, reference, tmp_path):
+    same(reference, run(2, 4, ranks=2, eval_batch=5, scratch=tmp_path))
 
 
-def test_packed_or_padded_an_epoch_in_one_step_has_the_same_gradient(files):
-    packed, padded = (
-        run(files, 400, task={"packing": p}, max_epochs=2, data={"probe_size": 0}, kind="gpt2") for p in (True, False)
-    )
+def test_packed_or_padded_an_epoch_in_one_step_has_the_same_gradient(files, run):
+    options = {"data": {"probe_size": 0}, "trainer": {"max_epochs": 2}}
+    gpt2 = replace(run, model=files / "gpt2")
+    packed, padded = (gpt2(400, task=answering(packing), **options) for packing in (True, False))
     same(packed, padded)
+    assert "val/exact_match" in packed.val[0]
     assert len(packed.rows) < 0.7 * len(padded.rows)
 
 
@@ -78,32 +72,26 @@ def test_packed_or_padded_an_epoch_in_one_step_has_the_same_gradient(files):
 
 
 @pytest.fixture(scope="module")
-def finished(files, tmp_path_factory):
-    """A finished run, from a YAML file."""
-    folder = tmp_path_factory.mktemp("run")
-    task = {"chat_template": "plain", "scorers": ["exact_match"], "generation": {"max_new_tokens": 8}}
-    config = {
-        "run_dir": str(folder / "run"),
-        "task": {"class_path": "InstructionTuning", "init_args": task},
-        "model": {"model_name_or_path": str(files / "llama")},
-        "data": {
-            **{name: str(files / f"{name}.jsonl") for name in ("train", "val")},
-            "test": str(files / "val.jsonl"),
-            "cache_dir": str(folder / "cache"),
-            "train_batch_size": 4,
+def finished(files, tmp_path_factory) -> Path:
+    """Its logger is the one that runs have by default."""
+    return finished_run(
+        tmp_path_factory.mktemp("run"),
+        files / "llama",
+        "InstructionTuning",
+        {"train": files / "train.jsonl", "val": files / "val.jsonl", "train_batch_size": 4},
+        lr=0.01,
+        epochs=8,
+        init_args={"chat_template": "plain", "scorers": ["exact_match"], "generation": {"max_new_tokens": 8}},
+        sections={
+            "overfit": {"probe_size": 20},
+            "checkpoint": {"monitor": "val/exact_match"},
+            "logger": "tensorboard",
         },
-        "optimizer": {"lr": 0.01},
-        "overfit": {"probe_size": 20},
-        "checkpoint": {"monitor": "val/exact_match"},
-        "trainer": {"accelerator": "cpu", "max_epochs": 8},
-    }
-    (folder / "my.yaml").write_text(yaml.safe_dump(config))
-    assert main(["fit", "--config", str(folder / "my.yaml")]) == 0
-    return folder / "run"
+    )
 
 
 def conversations(path) -> list[list[dict]]:
-    return [json.loads(line)["messages"] for line in path.read_text().splitlines()]
+    return [row["messages"] for row in lines(path)]
 
 
 def plain_answers(folder, chats: list[list[dict]], count: int = 8) -> list[str]:
@@ -118,9 +106,8 @@ def plain_answers(folder, chats: list[list[dict]], count: int = 8) -> list[str]:
 
 
 def test_the_metrics_of_test_are_those_of_plain_transformers(finished, files, capsys):
-    assert main(["test", "--config", str(finished / "config.yaml")]) == 0
+    report = report_of(finished)["metrics"]
     assert "exact_match" in capsys.readouterr().out
-    report = json.loads((finished / "test_metrics.json").read_text())["metrics"]
     chats = conversations(files / "val.jsonl")
     written = plain_answers(finished / "best", [chat[:-1] for chat in chats])
     right = [text == chat[-1]["content"] for text, chat in zip(written, chats, strict=True)]
@@ -144,10 +131,7 @@ def test_the_metrics_of_test_are_those_of_plain_transformers(finished, files, ca
 def test_predictions_are_the_answers_in_their_order(finished, files, tmp_path):
     chats = [chat[:-1] if i % 2 else chat for i, chat in enumerate(conversations(files / "val.jsonl")[:9])]
     new = write_jsonl(tmp_path / "new.jsonl", [{"messages": chat} for chat in chats])
-    out = tmp_path / "out.jsonl"
-    options = ["--data.predict", new, "--data.eval_batch_size", "4", "--output", str(out)]
-    assert main(["predict", "--config", str(finished / "config.yaml"), *options]) == 0
-    records = [json.loads(line) for line in out.read_text().splitlines()]
+    records = lines(predict(finished, new, tmp_path / "out.jsonl", "--data.eval_batch_size", "4"))
     assert [r["row"] for r in records] == list(range(9))
     asked = [chat if chat[-1]["role"] == "user" else chat[:-1] for chat in chats]
     assert [r["text"] for r in records] == plain_answers(finished / "best", asked)
@@ -163,52 +147,21 @@ def test_the_export_answers_in_a_pipeline(finished, files):
 
 
 def test_samples_are_in_the_log(finished, files, caplog):
-    lines = [json.loads(line) for line in (finished / "samples.jsonl").read_text().splitlines()]
-    steps = sorted({line["step"] for line in lines})
+    samples = lines(finished / "samples.jsonl")
+    steps = sorted({line["step"] for line in samples})
     assert len(steps) == 8
-    assert [line["row"] for line in lines if line["step"] == steps[-1]] == [0, 1, 2]
+    assert [line["row"] for line in samples if line["step"] == steps[-1]] == [0, 1, 2]
     chats = conversations(files / "val.jsonl")
-    assert [line["reference"] for line in lines[-3:]] == [chat[-1]["content"] for chat in chats[:3]]
+    assert [line["reference"] for line in samples[-3:]] == [chat[-1]["content"] for chat in chats[:3]]
     log = (finished / "run.log").read_text()
     assert f"sample   step {steps[-1]}, val row 0" in log
-    assert lines[-1]["written"] in log
+    assert samples[-1]["written"] in log
 
 
 def test_a_model_without_a_template_is_an_error_with_a_remedy(files, tmp_path, capsys):
-    options = [
-        "--task",
-        "InstructionTuning",
-        "--model.model_name_or_path",
-        str(files / "llama"),
-        "--run_dir",
-        str(tmp_path / "r"),
-    ]
-    assert main(["fit", *options, "--data.train", str(files / "few.jsonl")]) == 4
+    model = {"task": "InstructionTuning", "model.model_name_or_path": files / "llama"}
+    options = flags({**model, "data.train": files / "few.jsonl", "run_dir": tmp_path / "r"})
+    assert main(["fit", *options]) == 4
     said = capsys.readouterr().err
     assert "no chat template" in said
     assert "Fix: task.init_args.chat_template: plain" in said
-
-
-@pytest.mark.slow
-def test_a_run_that_goes_on_equals_one_that_was_never_interrupted(files, tmp_path):
-    model = make_tiny_decoder(tmp_path / "model", dropout=0.3, kind="gpt2")
-    options = {
-        "task.class_path": "InstructionTuning",
-        "task.init_args.chat_template": "plain",
-        "model.model_name_or_path": model,
-        "data.train": files / "few.jsonl",
-        "data.val": files / "val.jsonl",
-        "trainer.accumulate_grad_batches": 2,
-        "data.train_batch_size": 4,
-        "trainer.accelerator": "cpu",
-        "trainer.max_epochs": 1,
-        "trainer.log_every_n_steps": 1,
-        "trainer.enable_progress_bar": "false",
-        "logger": "none",
-        "checkpoint.every_n_steps": 1,
-        "checkpoint.keep_last": -1,
-        "checkpoint.keep_best": -1,
-    }
-    flags = [text for key, value in options.items() for text in (f"--{key}", str(value))]
-    full = fit([*flags, "--run_dir", str(tmp_path / "full")])
-    assert check(full, 2, tmp_path / "at2", flags) == []

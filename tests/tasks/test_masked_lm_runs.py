@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
-from checkpointing.resume_matrix import check, fit
-from parity.runs import Recorder, relative
-from parity.runs import fit as fit_recorded
+from parity.runs import Recorder
+from tasks.task_runs import TaskRuns, finished_run, predict, report_of, same
+from tiny_runs import flags, lines
 from toy import WORDS, make_tiny_model, toy_lines, write_jsonl
 from transformers import AutoModelForMaskedLM, pipeline
 
@@ -34,74 +33,61 @@ def files(tmp_path_factory) -> Path:
 # --- exact -----------------------------------------------------------------------------------------------------------
 
 
-def same(reference: Recorder, other: Recorder) -> None:
-    assert len(reference.losses) == len(other.losses) > 2
-    for a, b in zip(reference.gradients, other.gradients, strict=True):
-        assert relative(b, a) < 1e-12
-    assert other.losses == pytest.approx(reference.losses, rel=1e-12)
-    assert other.val == [pytest.approx(v, rel=1e-6) for v in reference.val]
-
-
-CASES = {"blocks": {}, "lines": {"line_by_line": True, "whole_word": True}}
-
-
-def run(files: Path, case: str, batch: int, accumulate: int = 1, ranks: int = 1, eval_batch: int = 64, **more):
-    data = {
-        "train": str(files / "few.txt"),
-        "val": str(files / "val.txt"),
-        "eval_batch_size": eval_batch,
-        "max_length": 16,
-        **more.pop("data", {}),
-    }
-    options = {"precision": "64-true", "max_epochs": 1, "task": MaskedLM(**CASES[case]), **more}
-    return fit_recorded(files / "model", data, batch=batch, accumulate=accumulate, ranks=ranks, **options)
+CASES = {"blocks": MaskedLM(), "lines": MaskedLM(line_by_line=True, whole_word=True)}
 
 
 @pytest.fixture(scope="module")
-def references(files) -> dict[str, Recorder]:
-    return {case: run(files, case, 8) for case in CASES}
+def run(files) -> TaskRuns:
+    data = {"train": files / "few.txt", "val": files / "val.txt", "max_length": 16}
+    return TaskRuns(files / "model", CASES["blocks"], data)
+
+
+@pytest.fixture(scope="module")
+def references(run) -> dict[str, Recorder]:
+    found = {case: run(8, task=task) for case, task in CASES.items()}
+    assert min(len(recorder.losses) for recorder in found.values()) > 2
+    return found
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_masks_gradients_and_metrics_do_not_depend_on_the_cut(case, files, references):
+def test_masks_gradients_and_metrics_do_not_depend_on_the_cut(case, run, references):
     for batch, accumulate, eval_batch in [(1, 8, 1), (4, 2, 7)]:
-        same(references[case], run(files, case, batch, accumulate, eval_batch=eval_batch))
+        same(references[case], run(batch, accumulate, eval_batch=eval_batch, task=CASES[case]))
 
 
-def test_masks_do_not_depend_on_who_makes_them(files, references):
-    same(references["blocks"], run(files, "blocks", 8, data={"num_workers": 2}))
+def test_masks_do_not_depend_on_who_makes_them(run, references):
+    same(references["blocks"], run(8, data={"num_workers": 2}))
 
 
 @pytest.mark.slow
 @pytest.mark.ddp
-def test_two_ranks_give_the_same_gradient_and_metrics(files, references, tmp_path):
-    same(references["blocks"], run(files, "blocks", 2, 2, ranks=2, eval_batch=5, scratch=tmp_path))
+def test_two_ranks_give_the_same_gradient_and_metrics(run, references, tmp_path):
+    same(references["blocks"], run(2, 2, ranks=2, eval_batch=5, scratch=tmp_path))
 
 
-def test_padding_changes_nothing(files, references):
+def test_padding_changes_nothing(run, references):
     for data in ({"padding": "max_length"}, {"pad_to_multiple_of": 16}):
-        same(references["lines"], run(files, "lines", 8, data=data))
+        same(references["lines"], run(8, data=data, task=CASES["lines"]))
 
 
-def test_val_masks_are_those_of_every_epoch_and_seed_and_train_masks_are_not(files, references):
+def test_val_masks_are_those_of_every_epoch_and_seed_and_train_masks_are_not(run):
     frozen = {"optimizer": {"lr": 1e-15}}
-    first = run(files, "blocks", 8, module=frozen, max_epochs=2)
-    other = run(files, "blocks", 8, module=frozen, data={"seed": 7})
+    first = run(8, module=frozen, trainer={"max_epochs": 2})
+    other = run(8, module=frozen, data={"seed": 7})
     losses = [metrics["val/loss"] for metrics in [*first.val, *other.val]]
     assert losses == [pytest.approx(losses[0], rel=1e-9)] * 3
     steps = len(other.losses)
     assert len({tuple(losses) for losses in (first.losses[:steps], first.losses[steps:], other.losses)}) == 3
 
 
-def test_a_stream_trains_line_by_line_and_refuses_blocks(files, capsys):
-    settings = {"train": str(files / "train.txt"), "probe_size": 0, "max_length": 16, "streaming": True}
-    task = MaskedLM(line_by_line=True)
-    options = {"max_epochs": -1, "max_steps": 3, "module": {"optimizer": {"lr": 3e-3}}}
-    found = [
-        fit_recorded(files / "model", settings, batch=b, accumulate=32 // b, task=task, **options) for b in (32, 8)
-    ]
-    assert found[1].losses == pytest.approx(found[0].losses, rel=1e-5)
-    flags = {
+def test_a_stream_trains_line_by_line_and_refuses_blocks(files, run, capsys):
+    data = {"train": files / "train.txt", "probe_size": 0, "streaming": True}
+    options = {"module": {"optimizer": {"lr": 3e-3}}, "trainer": {"max_epochs": -1, "max_steps": 3}}
+    whole, parts = (
+        run(batch, 32 // batch, task=MaskedLM(line_by_line=True), data=data, **options) for batch in (32, 8)
+    )
+    same(whole, parts, num_steps=3)
+    settings = {
         "task.class_path": "MaskedLM",
         "model.model_name_or_path": files / "model",
         "data.train": files / "few.txt",
@@ -110,7 +96,7 @@ def test_a_stream_trains_line_by_line_and_refuses_blocks(files, capsys):
         "trainer.max_steps": 3,
         "run_dir": files / "none",
     }
-    assert main(["fit", *(text for key, value in flags.items() for text in (f"--{key}", str(value)))]) == 2
+    assert main(["fit", *flags(settings)]) == 2
     assert "task.init_args.line_by_line" in capsys.readouterr().err
 
 
@@ -119,32 +105,13 @@ def test_a_stream_trains_line_by_line_and_refuses_blocks(files, capsys):
 
 @pytest.fixture(scope="module")
 def finished(files, tmp_path_factory) -> Path:
-    """A finished run, from a YAML file."""
-    folder = tmp_path_factory.mktemp("run")
-    config = {
-        "run_dir": str(folder / "run"),
-        "task": {"class_path": "MaskedLM"},
-        "model": {"model_name_or_path": str(files / "model")},
-        "data": {
-            **{name: str(files / f"{name}.txt") for name in ("train", "val")},
-            "test": str(files / "val.txt"),
-            "cache_dir": str(folder / "cache"),
-            "train_batch_size": 4,
-            "max_length": 32,
-        },
-        "optimizer": {"lr": 0.0015},
-        "trainer": {"accelerator": "cpu", "max_epochs": 8},
-        "logger": "none",
-    }
-    (folder / "my.yaml").write_text(yaml.safe_dump(config))
-    assert main(["fit", "--config", str(folder / "my.yaml")]) == 0
-    return folder / "run"
+    data = {"train": files / "train.txt", "val": files / "val.txt", "max_length": 32, "train_batch_size": 4}
+    return finished_run(tmp_path_factory.mktemp("run"), files / "model", "MaskedLM", data, lr=0.0015, epochs=8)
 
 
 def test_the_export_in_plain_transformers_has_the_loss_that_test_reports(finished, files, capsys):
-    assert main(["test", "--config", str(finished / "config.yaml")]) == 0
+    report = report_of(finished)
     assert "perplexity" in capsys.readouterr().out
-    report = json.loads((finished / "test_metrics.json").read_text())
     _, _, data = build(finished / "config.yaml")
     data.prepare("test")
     model = AutoModelForMaskedLM.from_pretrained(finished / "best")
@@ -165,17 +132,10 @@ def test_the_export_in_plain_transformers_has_the_loss_that_test_reports(finishe
     assert "fill-mask" in (finished / "best" / "README.md").read_text()
 
 
-def predict(finished: Path, files: Path, output: Path, *more: str) -> Path:
-    config = str(finished / "config.yaml")
-    new = str(files / "new.jsonl")
-    assert main(["predict", "--config", config, "--data.predict", new, "--output", str(output), *more]) == 0
-    return output
-
-
 def test_guesses_are_those_of_the_pipeline_in_input_order(finished, files, tmp_path):
-    out = predict(finished, files, tmp_path / "out.jsonl", "--data.eval_batch_size", "2")
-    records = [json.loads(line) for line in out.read_text().splitlines()]
-    texts = [json.loads(line)["text"] for line in (files / "new.jsonl").read_text().splitlines()]
+    new = files / "new.jsonl"
+    records = lines(predict(finished, new, tmp_path / "out.jsonl", "--data.eval_batch_size", "2"))
+    texts = [row["text"] for row in lines(new)]
     assert [r["row"] for r in records] == list(range(5))
     assert [len(r["fills"]) for r in records] == [1, 0, 2, 0, 0]
     assert [r["unread_masks"] for r in records] == [0, 0, 0, 0, 1]
@@ -191,34 +151,9 @@ def test_guesses_are_those_of_the_pipeline_in_input_order(finished, files, tmp_p
         for ours, other in zip(record["fills"], theirs, strict=True):
             assert [g["score"] for g in ours] == pytest.approx([g["score"] for g in other], abs=1e-5)
     assert records[0]["fills"][0][0]["token"] in WORDS
-    with predict(finished, files, tmp_path / "out.csv").open() as file:
+    with predict(finished, new, tmp_path / "out.csv").open() as file:
         cells = list(csv.DictReader(file))
     assert [json.loads(c["fills"] or "[]") for c in cells] == [
         [[{"token": g["token"], "score": pytest.approx(g["score"], abs=1e-5)} for g in fills] for fills in r["fills"]]
         for r in records
     ]
-
-
-@pytest.mark.slow
-def test_a_run_that_goes_on_equals_one_that_was_never_interrupted(files, tmp_path):
-    model = make_tiny_model(tmp_path / "model", dropout=0.3, mask=True)
-    options = {
-        "task.class_path": "MaskedLM",
-        "model.model_name_or_path": model,
-        "data.train": files / "few.txt",
-        "data.val": files / "val.txt",
-        "data.max_length": 16,
-        "trainer.accumulate_grad_batches": 2,
-        "data.train_batch_size": 4,
-        "trainer.accelerator": "cpu",
-        "trainer.max_epochs": 2,
-        "trainer.log_every_n_steps": 1,
-        "trainer.enable_progress_bar": "false",
-        "logger": "none",
-        "checkpoint.every_n_steps": 1,
-        "checkpoint.keep_last": -1,
-        "checkpoint.keep_best": -1,
-    }
-    flags = [text for key, value in options.items() for text in (f"--{key}", str(value))]
-    full = fit([*flags, "--run_dir", str(tmp_path / "full")])
-    assert check(full, 5, tmp_path / "at5", flags) == []

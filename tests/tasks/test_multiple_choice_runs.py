@@ -8,9 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from checkpointing.resume_matrix import check, fit
-from parity.runs import Recorder, relative
-from parity.runs import fit as fit_recorded
+from cards import run_card
+from parity.runs import Recorder
+from tasks.task_runs import CUTS, TaskRuns, finished_run, predict, report_of, same, same_from_a_stream
+from tiny_runs import lines
 from torch.nn import functional as F
 from toy import make_tiny_model, toy_choices, write_jsonl
 from transformers import AutoModelForMultipleChoice, AutoTokenizer
@@ -35,43 +36,35 @@ def files(tmp_path_factory) -> Path:
 # --- exact -----------------------------------------------------------------------------------------------------------
 
 
-def same(reference: Recorder, other: Recorder) -> None:
-    assert len(reference.losses) == len(other.losses) == 3
-    for a, b in zip(reference.gradients, other.gradients, strict=True):
-        assert relative(b, a) < 1e-12
-    assert other.losses == pytest.approx(reference.losses, rel=1e-12)
-    assert other.val == [pytest.approx(v, rel=1e-6) for v in reference.val]
-
-
-def run(files: Path, batch: int, accumulate: int = 1, ranks: int = 1, eval_batch: int = 64, **more) -> Recorder:
-    data = {
-        "train": str(files / "few.jsonl"),
-        "val": str(files / "val.jsonl"),
-        "eval_batch_size": eval_batch,
-        **more.pop("data", {}),
-    }
-    options = {"precision": "64-true", "max_epochs": 1, "task": MultipleChoice(), **more}
-    return fit_recorded(files / "model", data, batch=batch, accumulate=accumulate, ranks=ranks, **options)
+@pytest.fixture(scope="module")
+def run(files) -> TaskRuns:
+    return TaskRuns(files / "model", MultipleChoice(), {"train": files / "few.jsonl", "val": files / "val.jsonl"})
 
 
 @pytest.fixture(scope="module")
-def reference(files) -> Recorder:
-    return run(files, 16)
+def reference(run) -> Recorder:
+    found = run(16)
+    assert len(found.losses) == 3
+    return found
 
 
-def test_any_cut_gives_the_same_gradient_and_metrics(files, reference):
-    for batch, accumulate, eval_batch in [(1, 16, 1), (4, 4, 7)]:
-        same(reference, run(files, batch, accumulate, eval_batch=eval_batch))
+def test_any_cut_gives_the_same_gradient_and_metrics(run, reference):
+    for batch, accumulate, eval_batch in CUTS:
+        same(reference, run(batch, accumulate, eval_batch=eval_batch))
 
 
 @pytest.mark.ddp
-def test_two_ranks_give_the_same_gradient_and_metrics(files, reference, tmp_path):
-    same(reference, run(files, 2, 4, ranks=2, eval_batch=5, scratch=tmp_path))
+def test_two_ranks_give_the_same_gradient_and_metrics(run, reference, tmp_path):
+    same(reference, run(2, 4, ranks=2, eval_batch=5, scratch=tmp_path))
 
 
-def test_padding_changes_nothing(files, reference):
+def test_padding_changes_nothing(run, reference):
     for data in ({"padding": "max_length"}, {"pad_to_multiple_of": 16}):
-        same(reference, run(files, 16, data=data))
+        same(reference, run(16, data=data))
+
+
+def test_a_stream_trains_on_the_rows_of_the_file(run):
+    same_from_a_stream(run, 33)
 
 
 # --- a person's whole way --------------------------------------------------------------------------------------------
@@ -79,25 +72,8 @@ def test_padding_changes_nothing(files, reference):
 
 @pytest.fixture(scope="module")
 def finished(files, tmp_path_factory) -> Path:
-    """A finished run, from a YAML file."""
-    folder = tmp_path_factory.mktemp("run")
-    config = {
-        "run_dir": str(folder / "run"),
-        "task": {"class_path": "MultipleChoice"},
-        "model": {"model_name_or_path": str(files / "model")},
-        "data": {
-            **{name: str(files / f"{name}.jsonl") for name in ("train", "val")},
-            "test": str(files / "val.jsonl"),
-            "cache_dir": str(folder / "cache"),
-            "train_batch_size": 8,
-        },
-        "optimizer": {"lr": 0.003},
-        "trainer": {"accelerator": "cpu", "max_epochs": 3},
-        "logger": "none",
-    }
-    (folder / "my.yaml").write_text(yaml.safe_dump(config))
-    assert main(["fit", "--config", str(folder / "my.yaml")]) == 0
-    return folder / "run"
+    data = {"train": files / "train.jsonl", "val": files / "val.jsonl", "train_batch_size": 8}
+    return finished_run(tmp_path_factory.mktemp("run"), files / "model", "MultipleChoice", data, lr=0.003, epochs=3)
 
 
 def plain_scores(folder: Path, rows: list[dict]) -> list[torch.Tensor]:
@@ -113,15 +89,10 @@ def plain_scores(folder: Path, rows: list[dict]) -> list[torch.Tensor]:
     return found
 
 
-def read(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def test_the_export_in_plain_transformers_has_the_metrics_that_test_reports(finished, files, capsys):
-    assert main(["test", "--config", str(finished / "config.yaml")]) == 0
+    report = report_of(finished)
     assert "accuracy" in capsys.readouterr().out
-    report = json.loads((finished / "test_metrics.json").read_text())
-    rows = read(files / "val.jsonl")
+    rows = lines(files / "val.jsonl")
     scores, labels = plain_scores(finished / "best", rows), [row["label"] for row in rows]
     accuracy = sum(int(s.argmax()) == label for s, label in zip(scores, labels, strict=True)) / len(rows)
     assert accuracy > report["baseline"]["accuracy"] + 0.2, "it has learned something"
@@ -133,35 +104,26 @@ def test_the_export_in_plain_transformers_has_the_metrics_that_test_reports(fini
     assert manifest["best_metrics"]["val/accuracy"] == pytest.approx(accuracy, abs=1e-6)
 
 
-def test_the_model_card_shows_lines_that_run(finished, monkeypatch):
+def test_the_model_card_shows_lines_that_run(finished):
     card = (finished / "best" / "README.md").read_text()
     assert yaml.safe_load(card.split("---\n")[1])["pipeline_tag"] == "multiple-choice"
-    code = card.split("```python\n")[1].split("```")[0]
-    found: dict = {}
-    exec(code.replace("PATH_OR_ID", str(finished / "best")), found)
-    assert found["scores"].shape == (2,)
-
-
-def predict(finished: Path, files: Path, output: Path, *more: str) -> Path:
-    config = str(finished / "config.yaml")
-    new = str(files / "new.jsonl")
-    assert main(["predict", "--config", config, "--data.predict", new, "--output", str(output), *more]) == 0
-    return output
+    assert run_card(finished / "best")["scores"].shape == (2,)
 
 
 def test_predictions_are_those_of_plain_transformers_in_input_order(finished, files, tmp_path):
-    records = read(predict(finished, files, tmp_path / "out.jsonl", "--data.eval_batch_size", "3"))
-    rows = read(files / "new.jsonl")
+    new = files / "new.jsonl"
+    records = lines(predict(finished, new, tmp_path / "out.jsonl", "--data.eval_batch_size", "3"))
+    rows = lines(new)
     assert [r["row"] for r in records] == list(range(11))
     for record, row, scores in zip(records, rows, plain_scores(finished / "best", rows), strict=True):
         assert record["choice"] == int(scores.argmax())
         assert record["text"] == row["choices"][record["choice"]]
         assert record["label"] == str(record["choice"])
         assert record["scores"] == pytest.approx(scores.softmax(-1).tolist(), abs=1e-5)
-    with predict(finished, files, tmp_path / "out.csv").open() as file:
+    with predict(finished, new, tmp_path / "out.csv").open() as file:
         cells = list(csv.DictReader(file))
     assert [json.loads(c["scores"]) for c in cells] == [pytest.approx(r["scores"], abs=1e-5) for r in records]
-    table = pq.read_table(predict(finished, files, tmp_path / "out.parquet")).to_pylist()
+    table = pq.read_table(predict(finished, new, tmp_path / "out.parquet")).to_pylist()
     assert [t["text"] for t in table] == [c["text"] for c in cells] == [r["text"] for r in records]
 
 
@@ -172,36 +134,3 @@ def test_bad_rows_end_with_their_place_before_any_training(files, tmp_path, caps
     options = ["--task.class_path", "MultipleChoice", "--model.model_name_or_path", str(files / "model")]
     assert main(["check", *options, "--data.train", bad, "--run_dir", str(tmp_path / "run")]) == 3
     assert "bad.jsonl:5" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_a_run_that_goes_on_equals_one_that_was_never_interrupted(files, tmp_path):
-    model = make_tiny_model(tmp_path / "model", dropout=0.3)
-    options = {
-        "task.class_path": "MultipleChoice",
-        "model.model_name_or_path": model,
-        "data.train": files / "few.jsonl",
-        "data.val": files / "val.jsonl",
-        "trainer.accumulate_grad_batches": 2,
-        "data.train_batch_size": 4,
-        "trainer.accelerator": "cpu",
-        "trainer.max_epochs": 1,
-        "trainer.log_every_n_steps": 1,
-        "trainer.enable_progress_bar": "false",
-        "logger": "none",
-        "checkpoint.every_n_steps": 1,
-        "checkpoint.keep_last": -1,
-        "checkpoint.keep_best": -1,
-    }
-    flags = [text for key, value in options.items() for text in (f"--{key}", str(value))]
-    full = fit([*flags, "--run_dir", str(tmp_path / "full")])
-    assert check(full, 3, tmp_path / "at3", flags) == []
-
-
-def test_a_stream_trains_on_the_rows_of_the_file(files):
-    def losses(**data) -> list[float]:
-        settings = {"train": str(files / "few.jsonl"), "probe_size": 0, **data}
-        options = {"batch": 33, "task": MultipleChoice(), "max_epochs": -1, "max_steps": 2}
-        return fit_recorded(files / "model", settings, **options).losses
-
-    assert losses(streaming=True) == pytest.approx(losses(), rel=1e-5)  # 33 rows in a step: in any order

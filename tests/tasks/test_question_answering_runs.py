@@ -7,10 +7,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-import yaml
-from checkpointing.resume_matrix import check, fit
-from parity.runs import Recorder, relative
-from parity.runs import fit as fit_recorded
+from cards import run_card
+from parity.runs import Recorder
+from tasks.task_runs import CUTS, TaskRuns, finished_run, predict, report_of, same
+from tiny_runs import flags, lines
 from toy import make_tiny_model, toy_questions, write_jsonl
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
@@ -49,55 +49,42 @@ def files(tmp_path_factory) -> Path:
 # --- exact -----------------------------------------------------------------------------------------------------------
 
 
-def same(reference: Recorder, other: Recorder, tolerance: float) -> None:
-    assert len(reference.losses) == len(other.losses) >= 3
-    for a, b in zip(reference.gradients, other.gradients, strict=True):
-        assert relative(b, a) < tolerance
-    assert other.losses == pytest.approx(reference.losses, rel=tolerance)
-    assert other.val == [pytest.approx(v, rel=1e-6, nan_ok=True) for v in reference.val]
-
-
-def run(files: Path, batch: int, accumulate: int = 1, ranks: int = 1, eval_batch: int = 64, **more):
-    data = {
-        "train": str(files / "few.json"),
-        "val": str(files / "val.jsonl"),
-        "eval_batch_size": eval_batch,
-        "max_length": WINDOW,
-        **more.pop("data", {}),
-    }
-    task = QuestionAnswering(stride=STRIDE, allow_no_answer=True)
-    options = {"precision": "64-true", "max_epochs": 1, **more}
-    return fit_recorded(files / "model", data, batch=batch, accumulate=accumulate, ranks=ranks, task=task, **options)
+@pytest.fixture(scope="module")
+def run(files) -> TaskRuns:
+    data = {"train": files / "few.json", "val": files / "val.jsonl", "max_length": WINDOW}
+    return TaskRuns(files / "model", QuestionAnswering(stride=STRIDE, allow_no_answer=True), data)
 
 
 @pytest.fixture(scope="module")
-def reference(files) -> Recorder:
+def reference(run) -> Recorder:
     """Sixteen windows a step; the last one has fewer."""
-    found = run(files, 16)
+    found = run(16)
     assert len(found.rows) % 16
     assert len(found.rows) == len(set(found.rows)) > 17, "numbers are those of windows, each once"
+    assert len(found.losses) >= 3
     return found
 
 
-def test_any_cut_gives_the_same_gradient_and_metrics(reference, files):
-    for batch, accumulate, eval_batch in [(1, 16, 1), (4, 4, 7)]:
-        same(reference, run(files, batch, accumulate, eval_batch=eval_batch), 1e-12)
+def test_any_cut_gives_the_same_gradient_and_metrics(run, reference):
+    for batch, accumulate, eval_batch in CUTS:
+        same(reference, run(batch, accumulate, eval_batch=eval_batch))
 
 
 @pytest.mark.slow
 @pytest.mark.ddp
-def test_two_ranks_give_the_same_gradient_and_metrics(reference, files, tmp_path):
-    same(reference, run(files, 2, 4, ranks=2, eval_batch=5, scratch=tmp_path), 1e-12)
+def test_two_ranks_give_the_same_gradient_and_metrics(run, reference, tmp_path):
+    same(reference, run(2, 4, ranks=2, eval_batch=5, scratch=tmp_path))
 
 
-def test_padding_changes_nothing(reference, files):
+def test_padding_changes_nothing(run, reference):
     for data in ({"padding": "max_length"}, {"pad_to_multiple_of": 16}):
-        same(reference, run(files, 16, data=data), 1e-12)
+        same(reference, run(16, data=data))
 
 
-def test_a_stream_trains_on_the_windows_of_the_file(reference, files):
-    stream = run(files, 17, data={"streaming": True, "probe_size": 0}, max_epochs=-1, max_steps=1)
-    whole = run(files, len(reference.rows), data={"probe_size": 0}, max_epochs=1)
+def test_a_stream_trains_on_the_windows_of_the_file(run, reference):
+    data, trainer = {"streaming": True, "probe_size": 0}, {"max_epochs": -1, "max_steps": 1}
+    stream = run(17, data=data, trainer=trainer)
+    whole = run(len(reference.rows), data={"probe_size": 0})
     assert stream.losses == pytest.approx(whole.losses, rel=1e-9)  # all in one step, in any order
 
 
@@ -106,26 +93,15 @@ def test_a_stream_trains_on_the_windows_of_the_file(reference, files):
 
 @pytest.fixture(scope="module")
 def finished(files, tmp_path_factory) -> Path:
-    """A finished run, from a YAML file."""
-    folder = tmp_path_factory.mktemp("run")
-    config = {
-        "run_dir": str(folder / "run"),
-        "task": {"class_path": "QuestionAnswering", "init_args": {"stride": STRIDE, "max_answer_length": 4}},
-        "model": {"model_name_or_path": str(files / "model")},
-        "data": {
-            **{name: str(files / f"{name}.json") for name in ("train", "val")},
-            "test": str(files / "val.json"),
-            "cache_dir": str(folder / "cache"),
-            "max_length": WINDOW,
-            "train_batch_size": 8,
-        },
-        "optimizer": {"lr": 0.01},
-        "trainer": {"accelerator": "cpu", "max_epochs": 6},
-        "logger": "none",
-    }
-    (folder / "my.yaml").write_text(yaml.safe_dump(config))
-    assert main(["fit", "--config", str(folder / "my.yaml")]) == 0
-    return folder / "run"
+    return finished_run(
+        tmp_path_factory.mktemp("run"),
+        files / "model",
+        "QuestionAnswering",
+        {"train": files / "train.json", "val": files / "val.json", "max_length": WINDOW, "train_batch_size": 8},
+        lr=0.01,
+        epochs=6,
+        init_args={"stride": STRIDE, "max_answer_length": 4},
+    )
 
 
 @torch.inference_mode()
@@ -158,10 +134,9 @@ def plain_answers(folder: Path, rows: list[dict]) -> list[str]:
 
 
 def test_the_export_in_plain_transformers_has_the_metrics_that_test_reports(finished, files, capsys):
-    assert main(["test", "--config", str(finished / "config.yaml")]) == 0
+    report = report_of(finished)
     printed = capsys.readouterr().out
-    report = json.loads((finished / "test_metrics.json").read_text())
-    rows = [json.loads(line) for line in (files / "val.jsonl").read_text().splitlines()]
+    rows = lines(files / "val.jsonl")
     found = plain_answers(finished / "best", rows)
     scores = [answer_scores(text, row["answers"]["text"], True) for text, row in zip(found, rows, strict=True)]
     exact, f1 = (sum(column) / len(rows) for column in zip(*scores, strict=True))
@@ -177,22 +152,13 @@ def test_the_export_in_plain_transformers_has_the_metrics_that_test_reports(fini
     assert manifest["best_metrics"]["val/f1"] == pytest.approx(f1, abs=1e-6)
     card = (finished / "best" / "README.md").read_text()
     assert "pipeline_tag: question-answering" in card
-    names: dict = {}
-    exec(card.split("```python\n")[1].split("```")[0].replace("PATH_OR_ID", str(finished / "best")), names)
-    assert isinstance(names["answer"], str)
+    assert isinstance(run_card(finished / "best")["answer"], str)
     assert 'model = AutoModelForQuestionAnswering.from_pretrained("PATH_OR_ID")' in card
 
 
-def predict(finished: Path, files: Path, output: Path, *more: str) -> Path:
-    config = str(finished / "config.yaml")
-    assert main(["predict", "--config", config, "--data.predict", str(files), "--output", str(output), *more]) == 0
-    return output
-
-
 def test_predictions_are_those_of_a_plain_loop_in_input_order(finished, files, tmp_path):
-    out = predict(finished, files / "new.jsonl", tmp_path / "out.jsonl", "--data.eval_batch_size", "3")
-    records = [json.loads(line) for line in out.read_text().splitlines()]
-    rows = [json.loads(line) for line in (files / "new.jsonl").read_text().splitlines()]
+    records = lines(predict(finished, files / "new.jsonl", tmp_path / "out.jsonl", "--data.eval_batch_size", "3"))
+    rows = lines(files / "new.jsonl")
     assert [r["row"] for r in records] == list(range(11))
     assert [r["id"] for r in records] == [row["id"] for row in rows]
     assert [r["answer"] for r in records] == plain_answers(finished / "best", rows)
@@ -204,8 +170,7 @@ def test_predictions_are_those_of_a_plain_loop_in_input_order(finished, files, t
 
 
 def test_csv_and_parquet_hold_the_same_predictions(finished, files, tmp_path):
-    lines = predict(finished, files / "new.jsonl", tmp_path / "out.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
+    records = lines(predict(finished, files / "new.jsonl", tmp_path / "out.jsonl"))
     with predict(finished, files / "new.jsonl", tmp_path / "out.csv").open() as file:
         cells = list(csv.DictReader(file))
     table = pq.read_table(predict(finished, files / "new.jsonl", tmp_path / "out.parquet")).to_pylist()
@@ -225,7 +190,7 @@ def test_a_trained_model_is_measured_without_a_run(finished, files, tmp_path, ca
         "run_dir": tmp_path / "none",
         "trainer.accelerator": "cpu",
     }
-    assert main(["test", *(text for key, value in options.items() for text in (f"--{key}", str(value)))]) == 0
+    assert main(["test", *flags(options)]) == 0
     of_run = json.loads((finished / "manifest.json").read_text())["best_metrics"]["val/f1"]
     row = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("f1 "))
     assert float(row.split()[1]) == pytest.approx(of_run, abs=5e-5)
@@ -246,29 +211,3 @@ def test_misaligned_answers_end_with_their_place_before_any_training(files, tmp_
     report = json.loads(capsys.readouterr().out)
     assert report["rows"] == {"train": 8, "val": 1}
     assert report["plan"]["rows"] >= 8, "steps are counted by windows"
-
-
-@pytest.mark.slow
-def test_a_run_that_goes_on_equals_one_that_was_not_interrupted(files, tmp_path):
-    model = make_tiny_model(tmp_path / "model", dropout=0.3)
-    options = {
-        "task.class_path": "QuestionAnswering",
-        "task.init_args.stride": STRIDE,
-        "model.model_name_or_path": model,
-        "data.train": files / "few.jsonl",
-        "data.val": files / "val.jsonl",
-        "data.max_length": WINDOW,
-        "trainer.accumulate_grad_batches": 2,
-        "data.train_batch_size": 4,
-        "trainer.accelerator": "cpu",
-        "trainer.max_epochs": 1,
-        "trainer.log_every_n_steps": 1,
-        "trainer.enable_progress_bar": "false",
-        "logger": "none",
-        "checkpoint.every_n_steps": 1,
-        "checkpoint.keep_last": -1,
-        "checkpoint.keep_best": -1,
-    }
-    flags = [text for key, value in options.items() for text in (f"--{key}", str(value))]
-    full = fit([*flags, "--run_dir", str(tmp_path / "full")])
-    assert check(full, 3, tmp_path / "at3", flags) == []

@@ -1,16 +1,19 @@
 """Embeddings from files to a model directory: exact, complete, in order, and the same in other people's programs."""
 
 import csv
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from checkpointing.resume_matrix import check, fit
-from parity.runs import Recorder, relative
-from parity.runs import fit as fit_recorded
+from cards import run_card
+from parity.runs import Recorder
 from scipy.stats import pearsonr, spearmanr
+from tasks.task_runs import TaskRuns, finished_run, predict, report_of, same, same_from_a_stream
+from tiny_runs import lines
 from torch.nn import functional as F
 from toy import make_tiny_model, toy_pairs, write_csv, write_jsonl
 from transformers import AutoModel, AutoTokenizer, pipeline
@@ -37,108 +40,77 @@ def files(tmp_path_factory) -> Path:
 # --- exact -----------------------------------------------------------------------------------------------------------
 
 
-def same(reference: Recorder, other: Recorder) -> None:
-    assert len(reference.losses) == len(other.losses) == 3
-    for a, b in zip(reference.gradients, other.gradients, strict=True):
-        assert relative(b, a) < 1e-12
-    assert other.losses == pytest.approx(reference.losses, rel=1e-12)
-    assert other.val == [pytest.approx(v, rel=1e-6) for v in reference.val]
-
-
 TASKS = {
-    "triples": {"text_columns": TRIPLES, "symmetric": True, "group_size": 4},
-    "cosine": {"loss": "cosine"},
-    "cosent": {"loss": "cosent", "group_size": 4},
+    "triples": SentenceEmbedding(text_columns=TRIPLES, symmetric=True, group_size=4),
+    "cosine": SentenceEmbedding(loss="cosine"),
+    "cosent": SentenceEmbedding(loss="cosent", group_size=4),
 }
 
 
-def run(files: Path, batch: int, accumulate: int = 1, ranks: int = 1, eval_batch: int = 64, **more) -> Recorder:
-    data = {
-        "train": str(files / "few.jsonl"),
-        "val": str(files / "val.jsonl"),
-        "eval_batch_size": eval_batch,
-        **more.pop("data", {}),
-    }
-    options = {"precision": "64-true", "max_epochs": 1, **more, "task": SentenceEmbedding(**more["task"])}
-    return fit_recorded(files / "model", data, batch=batch, accumulate=accumulate, ranks=ranks, **options)
-
-
-class References(dict[str, Recorder]):
-    """The run in one piece of each task that is asked for."""
-
-    def __init__(self, files) -> None:
-        super().__init__()
-        self.files = files
-
-    def __missing__(self, name: str) -> Recorder:
-        self[name] = run(self.files, 16, task=TASKS[name])
-        return self[name]
+@pytest.fixture(scope="module")
+def run(files) -> TaskRuns:
+    return TaskRuns(files / "model", TASKS["triples"], {"train": files / "few.jsonl", "val": files / "val.jsonl"})
 
 
 @pytest.fixture(scope="module")
-def references(files) -> References:
-    return References(files)
+def reference(run) -> Callable[[str], Recorder]:
+    """The run in one piece of each task that is asked for."""
+    return functools.cache(lambda name: run(16, task=TASKS[name]))
 
 
 @pytest.mark.parametrize(
     "name", ["triples", *(pytest.param(n, marks=pytest.mark.slow) for n in TASKS if n != "triples")]
 )
-def test_any_cut_gives_the_same_gradient_and_metrics(name, files, references):
+def test_any_cut_gives_the_same_gradient_and_metrics(name, run, reference):
     for batch, accumulate, eval_batch in [(4, 4, 1), (8, 2, 7)]:
-        same(references[name], run(files, batch, accumulate, eval_batch=eval_batch, task=TASKS[name]))
+        same(reference(name), run(batch, accumulate, eval_batch=eval_batch, task=TASKS[name]), num_steps=3)
 
 
 @pytest.mark.ddp
 @pytest.mark.parametrize("name", ["triples", pytest.param("cosent", marks=pytest.mark.slow)])
-def test_two_ranks_give_the_same_gradient_and_metrics(name, files, references, tmp_path):
-    same(references[name], run(files, 4, 2, ranks=2, eval_batch=5, scratch=tmp_path, task=TASKS[name]))
+def test_two_ranks_give_the_same_gradient_and_metrics(name, run, reference, tmp_path):
+    parts = run(4, 2, ranks=2, eval_batch=5, scratch=tmp_path, task=TASKS[name])
+    same(reference(name), parts, num_steps=3)
 
 
-def test_padding_changes_nothing(files, references):
+def test_padding_changes_nothing(run, reference):
     for data in ({"padding": "max_length"}, {"pad_to_multiple_of": 16}):
-        same(references["triples"], run(files, 16, data=data, task=TASKS["triples"]))
+        same(reference("triples"), run(16, data=data), num_steps=3)
 
 
-def test_encoding_few_texts_at_a_time_changes_nothing(files, references):
-    same(references["triples"], run(files, 16, task={**TASKS["triples"], "texts_at_once": 5}))
+def test_encoding_few_texts_at_a_time_changes_nothing(run, reference):
+    task = SentenceEmbedding(text_columns=TRIPLES, symmetric=True, group_size=4, texts_at_once=5)
+    same(reference("triples"), run(16, task=task), num_steps=3)
 
 
-def test_groups_are_those_of_a_batch_unless_their_size_is_given(files):
-    whole = run(files, 16, task={}, max_steps=1).losses
-    assert run(files, 16, task={"group_size": 16}, max_steps=1).losses == whole
-    assert run(files, 8, 2, task={}, max_steps=1).losses == run(files, 16, task={"group_size": 8}, max_steps=1).losses
-    assert abs(run(files, 8, 2, task={}, max_steps=1).losses[0] - whole[0]) > 0.01
+def test_groups_are_those_of_a_batch_unless_their_size_is_given(run):
+    def losses(batch: int, accumulate: int = 1, **task) -> list[float]:
+        return run(batch, accumulate, task=SentenceEmbedding(**task), trainer={"max_steps": 1}).losses
+
+    whole = losses(16)
+    assert losses(16, group_size=16) == whole
+    assert losses(8, 2) == losses(16, group_size=8)
+    assert abs(losses(8, 2)[0] - whole[0]) > 0.01
 
 
-def test_groups_are_drawn_anew_in_each_epoch(files):
-    rows = run(files, 16, task=TASKS["triples"], max_epochs=2).rows
+def test_groups_are_drawn_anew_in_each_epoch(run):
+    rows = run(16, trainer={"max_epochs": 2}).rows
     first, second = ([frozenset(epoch[i : i + 4]) for i in range(0, 37, 4)] for epoch in (rows[:37], rows[37:]))
     assert sorted(rows[:37]) == sorted(rows[37:]) == list(range(37))
     assert not set(first) & set(second)
 
 
+def test_a_stream_trains_on_the_groups_of_the_file(run):
+    same_from_a_stream(run, 40, task=SentenceEmbedding(group_size=40))
+
+
 # --- a person's whole way --------------------------------------------------------------------------------------------
 
 
-def finish(files: Path, folder: Path, task: dict, **more) -> Path:
-    """A finished run, from a YAML file."""
-    config = {
-        "run_dir": str(folder / "run"),
-        "task": {"class_path": "SentenceEmbedding", "init_args": task},
-        "model": {"model_name_or_path": str(files / "model"), **more},
-        "data": {
-            **{name: str(files / f"{name}.jsonl") for name in ("train", "val")},
-            "test": str(files / "val.jsonl"),
-            "cache_dir": str(folder / "cache"),
-            "train_batch_size": 8,
-        },
-        "optimizer": {"lr": 0.003},
-        "trainer": {"accelerator": "cpu", "max_epochs": 3},
-        "logger": "none",
-    }
-    (folder / "my.yaml").write_text(yaml.safe_dump(config))
-    assert main(["fit", "--config", str(folder / "my.yaml")]) == 0
-    return folder / "run"
+def finish(files: Path, folder: Path, task: dict, adapter: str | None = None) -> Path:
+    data = {"train": files / "train.jsonl", "val": files / "val.jsonl", "train_batch_size": 8}
+    options = {"init_args": task, "sections": {"model": {"adapter": adapter}}}
+    return finished_run(folder, files / "model", "SentenceEmbedding", data, lr=0.003, epochs=3, **options)
 
 
 @pytest.fixture(scope="module")
@@ -157,20 +129,15 @@ def plain_embeddings(folder: Path, texts: list[str]) -> torch.Tensor:
     return torch.stack(found)
 
 
-def read(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def plain_cosines(folder: Path, rows: list[dict]) -> list[float]:
     first, second = (plain_embeddings(folder, [r[name] for r in rows]) for name in ("sentence1", "sentence2"))
     return (first * second).sum(1).tolist()
 
 
 def test_the_export_in_plain_transformers_has_the_metrics_that_test_reports(finished, files, capsys):
-    assert main(["test", "--config", str(finished / "config.yaml")]) == 0
+    found = report_of(finished)
     assert "spearman" in capsys.readouterr().out
-    found = json.loads((finished / "test_metrics.json").read_text())
-    rows = read(files / "val.jsonl")
+    rows = lines(files / "val.jsonl")
     cosines, scores = plain_cosines(finished / "best", rows), [r["score"] for r in rows]
     before = spearmanr(plain_cosines(files / "model", rows), scores).statistic
     assert found["metrics"]["spearman"] == pytest.approx(spearmanr(cosines, scores).statistic, abs=1e-6)
@@ -185,27 +152,20 @@ def test_the_export_in_plain_transformers_has_the_metrics_that_test_reports(fini
 def test_embeddings_are_the_mean_of_what_the_pipeline_gives(finished, tmp_path):
     texts = [{"text": r["sentence1"]} for r in toy_pairs(5, seed=3)]
     new = write_jsonl(tmp_path / "texts.jsonl", texts)
-    config = ["--config", str(finished / "config.yaml"), "--data.predict", new]
-    output = tmp_path / "out.jsonl"
-    assert main(["predict", *config, "--task.init_args.text_columns", "[text]", "--output", str(output)]) == 0
+    output = predict(finished, new, tmp_path / "out.jsonl", "--task.init_args.text_columns", "[text]")
     run_pipeline = pipeline("feature-extraction", str(finished / "best"), device="cpu")
-    for record, row in zip(read(output), texts, strict=True):
+    for record, row in zip(lines(output), texts, strict=True):
         tokens = torch.tensor(run_pipeline(row["text"])[0])
         assert record["embedding"] == pytest.approx(F.normalize(tokens.mean(0), dim=0).tolist(), abs=1e-5)
 
 
-def predict(finished: Path, files: Path, output: Path, *more: str) -> Path:
-    config, new = str(finished / "config.yaml"), str(files / "new.jsonl")
-    assert main(["predict", "--config", config, "--data.predict", new, "--output", str(output), *more]) == 0
-    return output
-
-
 def test_predictions_are_those_of_plain_transformers_in_input_order(finished, files, tmp_path):
-    records = read(predict(finished, files, tmp_path / "out.jsonl", "--data.eval_batch_size", "3"))
+    new = files / "new.jsonl"
+    records = lines(predict(finished, new, tmp_path / "out.jsonl", "--data.eval_batch_size", "3"))
     assert [r["row"] for r in records] == list(range(11))
-    expected = plain_cosines(finished / "best", read(files / "new.jsonl"))
+    expected = plain_cosines(finished / "best", lines(new))
     assert [r["similarity"] for r in records] == pytest.approx(expected, abs=1e-5)
-    with predict(finished, files, tmp_path / "out.csv").open() as file:
+    with predict(finished, new, tmp_path / "out.csv").open() as file:
         assert [float(r["similarity"]) for r in csv.DictReader(file)] == pytest.approx(expected, abs=1e-5)
 
 
@@ -229,16 +189,13 @@ def test_the_folder_says_to_sentence_transformers_how_embeddings_are_made(finish
 def test_sentence_transformers_makes_the_same_embeddings_of_the_folder(task, files, tmp_path):
     library = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
     best = finish(files, tmp_path, task) / "best"
-    rows = read(files / "new.jsonl")
+    rows = lines(files / "new.jsonl")
     model = library.SentenceTransformer(str(best), device="cpu")
     first, second = (model.encode([r[n] for r in rows], convert_to_tensor=True) for n in ("sentence1", "sentence2"))
-    records = read(predict(tmp_path / "run", files, tmp_path / "out.jsonl"))
+    records = lines(predict(tmp_path / "run", files / "new.jsonl", tmp_path / "out.jsonl"))
     expected = F.cosine_similarity(first, second).tolist()
     assert [r["similarity"] for r in records] == pytest.approx(expected, abs=1e-5)
-    found: dict = {}
-    code = (best / "README.md").read_text().split("```python\n")[1].split("```")[0]
-    exec(code.replace("PATH_OR_ID", str(best)), found)
-    assert found["similarities"].shape == (3, 3)
+    assert run_card(best)["similarities"].shape == (3, 3)
 
 
 @pytest.mark.slow
@@ -250,8 +207,8 @@ def test_an_adapter_is_trained_and_merged_into_the_same_embeddings(files, tmp_pa
     assert main(["export", "--config", str(run_dir / "config.yaml"), "--merge", "--output", str(whole)]) == 0
     assert (whole / "1_Pooling" / "config.json").is_file()
     options = ["--task.init_args.text_columns", "[sentence1, sentence2]"]
-    records = read(predict(run_dir, files, tmp_path / "out.jsonl", *options))
-    expected = plain_cosines(whole, read(files / "new.jsonl"))
+    records = lines(predict(run_dir, files / "new.jsonl", tmp_path / "out.jsonl", *options))
+    expected = plain_cosines(whole, lines(files / "new.jsonl"))
     assert [r["similarity"] for r in records] == pytest.approx(expected, abs=1e-5)
 
 
@@ -266,37 +223,3 @@ def test_bad_rows_end_with_their_place_before_any_training(files, tmp_path, caps
     assert "is empty in 1 row(s)\n  (val.csv:6)" in said
     assert main(["fit", *options, *data, "--task.init_args.group_size", "5"]) == 2
     assert "a multiple of 5" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_a_run_that_goes_on_equals_one_that_was_never_interrupted(files, tmp_path):
-    model = make_tiny_model(tmp_path / "model", dropout=0.3)
-    options = {
-        "task.class_path": "SentenceEmbedding",
-        "task.init_args.texts_at_once": 3,
-        "model.model_name_or_path": model,
-        "data.train": files / "few.jsonl",
-        "data.val": files / "val.jsonl",
-        "trainer.accumulate_grad_batches": 2,
-        "data.train_batch_size": 8,
-        "trainer.accelerator": "cpu",
-        "trainer.max_epochs": 1,
-        "trainer.log_every_n_steps": 1,
-        "trainer.enable_progress_bar": "false",
-        "logger": "none",
-        "checkpoint.every_n_steps": 1,
-        "checkpoint.keep_last": -1,
-        "checkpoint.keep_best": -1,
-    }
-    flags = [text for key, value in options.items() for text in (f"--{key}", str(value))]
-    full = fit([*flags, "--run_dir", str(tmp_path / "full")])
-    assert check(full, 2, tmp_path / "at2", flags) == []
-
-
-def test_a_stream_trains_on_the_groups_of_the_file(files):
-    def losses(**data) -> list[float]:
-        settings = {"train": str(files / "few.jsonl"), "probe_size": 0, **data}
-        options = {"batch": 40, "task": SentenceEmbedding(group_size=40), "max_epochs": -1, "max_steps": 2}
-        return fit_recorded(files / "model", settings, **options).losses
-
-    assert losses(streaming=True) == pytest.approx(losses(), rel=1e-5)  # 37 rows in a step: in any order

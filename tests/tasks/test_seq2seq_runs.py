@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
-from checkpointing.resume_matrix import check, fit
-from parity.runs import Recorder, relative
-from parity.runs import fit as fit_recorded
+from cards import run_card
+from parity.runs import Recorder
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu import corpus_bleu, corpus_chrf
+from tasks.task_runs import CUTS, TaskRuns, finished_run, predict, report_of, same, same_from_a_stream
+from tiny_runs import flags, lines
 from toy import make_tiny_decoder, make_tiny_model, make_tiny_writer, toy_descriptions, write_jsonl
 from transformers import (
     AutoModelForSeq2SeqLM,
@@ -41,89 +41,78 @@ def files(tmp_path_factory) -> Path:
 # --- exact -----------------------------------------------------------------------------------------------------------
 
 
-def same(reference: Recorder, other: Recorder, num_steps: int = 2) -> None:
-    assert len(reference.losses) == len(other.losses) == num_steps
-    for a, b in zip(reference.gradients, other.gradients, strict=True):
-        assert relative(b, a) < 1e-12
-    assert other.losses == pytest.approx(reference.losses, rel=1e-12)
-    assert other.val == [pytest.approx(v, rel=1e-6) for v in reference.val]
-
-
-def run(files: Path, batch: int, accumulate: int = 1, ranks: int = 1, eval_batch: int = 64, **more) -> Recorder:
-    data = {
-        "train": str(files / "few.jsonl"),
-        "val": str(files / "val.jsonl"),
-        "eval_batch_size": eval_batch,
-        "probe_size": 5,
-        **more.pop("data", {}),
-    }
-    options = {"precision": "64-true", "max_epochs": 1, "task": Seq2Seq(generation=GENERATION), **more}
-    options["module"] = {"config_overrides": {}, **options.get("module", {})}
-    model = files / options.pop("kind", "t5")
-    return fit_recorded(model, data, batch=batch, accumulate=accumulate, ranks=ranks, **options)
+NO_TEXTS = Seq2Seq(generate_rows=0)
 
 
 @pytest.fixture(scope="module")
-def references(files) -> dict[str, Recorder]:
-    return {"t5": run(files, 16), "bart": run(files, 16, kind="bart", task=Seq2Seq(generate_rows=0))}
+def runs(files) -> dict[str, TaskRuns]:
+    data = {"train": files / "few.jsonl", "val": files / "val.jsonl", "probe_size": 5}
+    return {kind: TaskRuns(files / kind, Seq2Seq(generation=GENERATION), data) for kind in ("t5", "bart")}
+
+
+@pytest.fixture(scope="module")
+def run(runs) -> TaskRuns:
+    return runs["t5"]
+
+
+@pytest.fixture(scope="module")
+def references(runs) -> dict[str, Recorder]:
+    return {"t5": runs["t5"](16), "bart": runs["bart"](16, task=NO_TEXTS)}
 
 
 @pytest.mark.parametrize("kind", ["t5", pytest.param("bart", marks=pytest.mark.slow)])
-def test_any_cut_gives_the_same_gradient_texts_and_metrics(kind, files, references):
-    reference = references["t5"] if kind == "t5" else run(files, 16, kind=kind)
+def test_any_cut_gives_the_same_gradient_texts_and_metrics(kind, runs, references):
+    run = runs[kind]
+    reference = references["t5"] if kind == "t5" else run(16)
     assert {"val/loss", "val/perplexity", "val/accuracy", "val/rougeLsum", "val/bleu", "val/chrf"} <= reference.val[
         0
     ].keys()
-    for batch, accumulate, eval_batch in [(1, 16, 1), (4, 4, 7)]:
-        same(reference, run(files, batch, accumulate, eval_batch=eval_batch, kind=kind))
+    for batch, accumulate, eval_batch in CUTS:
+        same(reference, run(batch, accumulate, eval_batch=eval_batch), num_steps=2)
 
 
 @pytest.mark.slow
 @pytest.mark.ddp
-def test_two_ranks_give_the_same_gradient_texts_and_metrics(files, references, tmp_path):
-    same(references["t5"], run(files, 2, 4, ranks=2, eval_batch=5, scratch=tmp_path))
+def test_two_ranks_give_the_same_gradient_texts_and_metrics(run, references, tmp_path):
+    same(references["t5"], run(2, 4, ranks=2, eval_batch=5, scratch=tmp_path), num_steps=2)
 
 
 @pytest.mark.parametrize("kind", ["t5", pytest.param("bart", marks=pytest.mark.slow)])
-def test_padding_changes_nothing(kind, files, references):
-    options = {} if kind == "t5" else {"task": Seq2Seq(generate_rows=0)}
+def test_padding_changes_nothing(kind, runs, references):
+    task = None if kind == "t5" else NO_TEXTS
     for data in ({"padding": "max_length"}, {"pad_to_multiple_of": 16}):
-        same(references[kind], run(files, 16, data=data, kind=kind, **options))
+        same(references[kind], runs[kind](16, data=data, task=task), num_steps=2)
 
 
 @pytest.mark.slow
-def test_several_references_are_trained_on_one_by_one_and_evaluated_together(files):
-    data = {"train": str(files / "several.jsonl"), "val": str(files / "several.jsonl"), "probe_size": 0}
-    lists = run(files, 11, data=data)
-    rows = [json.loads(line) for line in (files / "several.jsonl").read_text().splitlines()]
+def test_several_references_are_trained_on_one_by_one_and_evaluated_together(files, run):
+    data = {"train": files / "several.jsonl", "val": files / "several.jsonl", "probe_size": 0}
+    whole = run(11, data=data)
+    rows = lines(files / "several.jsonl")
     flat = [{"source": row["source"], "target": text} for row in rows for text in row["target"]]
     data = {name: write_jsonl(files / "flat.jsonl", flat) for name in ("train", "val")} | {"probe_size": 0}
-    grouped = run(files, 11, data=data, task=Seq2Seq(generation=GENERATION, group_sources=True), eval_batch=3)
-    same(lists, grouped, num_steps=3)
-    alone = run(files, 11, data=data)
+    grouped = run(11, data=data, task=Seq2Seq(generation=GENERATION, group_sources=True), eval_batch=3)
+    same(whole, grouped, num_steps=3)
+    alone = run(11, data=data)
     assert alone.val[0]["val/loss"] == pytest.approx(grouped.val[0]["val/loss"], rel=1e-9)
     assert alone.val[0]["val/chrf"] < grouped.val[0]["val/chrf"], "the best reference counts"
 
 
 @pytest.mark.parametrize("adapter", [None, pytest.param("lora", marks=pytest.mark.slow)])
-def test_label_smoothing_and_an_adapter_are_exact_too(adapter, files):
+def test_label_smoothing_and_an_adapter_are_exact_too(adapter, run):
     task = Seq2Seq(label_smoothing=0.1, metrics=[], generate_rows=0)
-    options = {"task": task, "module": {"adapter": adapter}, "max_epochs": 2}
-    same(run(files, 16, **options), run(files, 4, 4, eval_batch=3, **options), num_steps=4)
+    options = {"task": task, "module": {"adapter": adapter}, "trainer": {"max_epochs": 2}}
+    same(run(16, **options), run(4, 4, eval_batch=3, **options), num_steps=4)
 
 
-def test_a_stream_trains_on_the_rows_of_the_file(files):
-    def losses(**data) -> list[float]:
-        settings = {"probe_size": 0, **data}
-        return run(files, 21, data=settings, task=Seq2Seq(generate_rows=0), max_epochs=-1, max_steps=2).losses
-
-    assert losses(streaming=True) == pytest.approx(losses(), rel=1e-9)  # 21 rows in a step: in any order
+def test_a_stream_trains_on_the_rows_of_the_file(run):
+    same_from_a_stream(run, 21, task=NO_TEXTS)
 
 
 @pytest.mark.slow
-def test_steps_are_those_of_hugging_faces_seq2seq_trainer(files, tmp_path):
+def test_steps_are_those_of_hugging_faces_seq2seq_trainer(files, run, tmp_path):
     """21 rows in a step, in any order, for 3 steps: the weights go the same way."""
-    rows = [json.loads(line) for line in (files / "few.jsonl").read_text().splitlines()]
+    rows = lines(files / "few.jsonl")
     tokenizer = AutoTokenizer.from_pretrained(files / "t5")
     encoded = [dict(tokenizer(row["source"]), labels=tokenizer(text_target=row["target"])["input_ids"]) for row in rows]
     model = AutoModelForSeq2SeqLM.from_pretrained(files / "t5")
@@ -143,8 +132,8 @@ def test_steps_are_those_of_hugging_faces_seq2seq_trainer(files, tmp_path):
     collator = DataCollatorForSeq2Seq(tokenizer, model)
     Seq2SeqTrainer(model=model, args=arguments, train_dataset=encoded, data_collator=collator).train()
     module = {"optimizer": {"lr": 0.01, "weight_decay": 0.0}, "lr_schedule": {"name": "constant", "warmup": 0}}
-    options = {"precision": "32-true", "max_epochs": 3, "data": {"probe_size": 0}, "module": module}
-    ours = run(files, 21, task=Seq2Seq(generate_rows=0), **options).weights
+    trainer = {"precision": "32-true", "max_epochs": 3}
+    ours = run(21, task=NO_TEXTS, data={"probe_size": 0}, module=module, trainer=trainer).weights
     theirs, start = model.state_dict(), AutoModelForSeq2SeqLM.from_pretrained(files / "t5").state_dict()
     both, moved = (torch.cat([(w - other[n]).flatten() for n, w in theirs.items()]) for other in (ours, start))
     assert (
@@ -157,29 +146,16 @@ def test_steps_are_those_of_hugging_faces_seq2seq_trainer(files, tmp_path):
 
 @pytest.fixture(scope="module")
 def finished(files, tmp_path_factory) -> Path:
-    """A finished run, from a YAML file."""
-    folder = tmp_path_factory.mktemp("run")
-    config = {
-        "run_dir": str(folder / "run"),
-        "task": {"class_path": "Seq2Seq", "init_args": {"generation": GENERATION, "generate_rows": 5}},
-        "model": {"model_name_or_path": str(files / "t5")},
-        "data": {
-            **{name: str(files / f"{name}.jsonl") for name in ("train", "val")},
-            "test": str(files / "several.jsonl"),
-            "cache_dir": str(folder / "cache"),
-            "train_batch_size": 8,
-        },
-        "optimizer": {"lr": 0.01},
-        "trainer": {"accelerator": "cpu", "max_epochs": 4},
-        "logger": "none",
-    }
-    (folder / "my.yaml").write_text(yaml.safe_dump(config))
-    assert main(["fit", "--config", str(folder / "my.yaml")]) == 0
-    return folder / "run"
-
-
-def read(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    data = {name: files / f"{file}.jsonl" for name, file in (("train", "train"), ("val", "val"), ("test", "several"))}
+    return finished_run(
+        tmp_path_factory.mktemp("run"),
+        files / "t5",
+        "Seq2Seq",
+        {**data, "train_batch_size": 8},
+        lr=0.01,
+        epochs=4,
+        init_args={"generation": GENERATION, "generate_rows": 5},
+    )
 
 
 def written_one_by_one(folder: Path, rows: list[dict]) -> list[str]:
@@ -193,10 +169,9 @@ def written_one_by_one(folder: Path, rows: list[dict]) -> list[str]:
 
 
 def test_test_reports_the_scores_of_what_plain_transformers_writes(finished, files, capsys):
-    assert main(["test", "--config", str(finished / "config.yaml")]) == 0
+    report = report_of(finished)
     assert "to 100: rouge1 " in capsys.readouterr().out
-    report = json.loads((finished / "test_metrics.json").read_text())
-    rows = read(files / "several.jsonl")
+    rows = lines(files / "several.jsonl")
     written = written_one_by_one(finished / "best", rows)
     streams = [list(texts) for texts in zip(*(row["target"] for row in rows), strict=True)]
     assert report["metrics"]["bleu"] == pytest.approx(corpus_bleu(written, streams).score / 100, abs=1e-9)
@@ -217,7 +192,7 @@ def test_the_loss_is_that_of_transformers_own_head(finished, files):
     model = AutoModelForSeq2SeqLM.from_pretrained(finished / "best")
     tokenizer = AutoTokenizer.from_pretrained(finished / "best")
     total = tokens = 0.0
-    for row in read(files / "val.jsonl"):
+    for row in lines(files / "val.jsonl"):
         batch = tokenizer(row["source"], text_target=row["target"], return_tensors="pt")
         with torch.inference_mode():
             total += float(model(**batch).loss) * batch["labels"].numel()
@@ -226,27 +201,21 @@ def test_the_loss_is_that_of_transformers_own_head(finished, files):
 
 
 def test_samples_are_in_the_log_of_the_run(finished, files):
-    samples = read(finished / "samples.jsonl")
+    samples = lines(finished / "samples.jsonl")
     assert len(samples) == 4 * 3
-    first = read(files / "val.jsonl")[0]
+    first = lines(files / "val.jsonl")[0]
     assert (samples[0]["source"], samples[0]["target"]) == (first["source"], first["target"])
     assert samples[-3]["written"].split()[0] == "great"
 
 
 def test_predictions_are_those_of_plain_transformers_in_input_order(finished, files, tmp_path):
-    output, config = tmp_path / "out.jsonl", str(finished / "config.yaml")
-    options = ["--data.predict", str(files / "new.jsonl"), "--data.eval_batch_size", "4", "--output", str(output)]
-    assert main(["predict", "--config", config, *options]) == 0
-    written = written_one_by_one(finished / "best", read(files / "new.jsonl"))
-    assert read(output) == [{"row": i, "text": text} for i, text in enumerate(written)]
+    output = predict(finished, files / "new.jsonl", tmp_path / "out.jsonl", "--data.eval_batch_size", "4")
+    written = written_one_by_one(finished / "best", lines(files / "new.jsonl"))
+    assert lines(output) == [{"row": i, "text": text} for i, text in enumerate(written)]
 
 
 def test_the_model_card_shows_lines_that_run(finished):
-    card = (finished / "best" / "README.md").read_text()
-    code = card.split("```python\n")[1].split("```")[0]
-    found: dict = {}
-    exec(code.replace("PATH_OR_ID", str(finished / "best")).replace("your text", "mud lake rain"), found)
-    assert found["written"].startswith("great view")
+    assert run_card(finished / "best", "mud lake rain")["written"].startswith("great view")
     settings = json.loads((finished / "best" / "generation_config.json").read_text())
     assert (settings["num_beams"], settings["max_new_tokens"]) == (2, 8)
 
@@ -285,36 +254,11 @@ def test_an_adapted_model_writes_the_same_from_its_adapter_and_merged(adapter, f
         "trainer.max_epochs": 2,
         "run_dir": tmp_path / "run",
     }
-    assert main(["fit", *[text for key, value in options.items() for text in (f"--{key}", str(value))]]) == 0
-    config, output = str(tmp_path / "run" / "config.yaml"), tmp_path / "out.jsonl"
-    new = ["--data.predict", str(files / "new.jsonl"), "--output", str(output)]
-    assert main(["predict", "--config", config, *new]) == 0
+    assert main(["fit", *flags(options)]) == 0
+    config = str(tmp_path / "run" / "config.yaml")
+    output = predict(tmp_path / "run", files / "new.jsonl", tmp_path / "out.jsonl")
     assert main(["test", "--config", config, "--data.test", str(files / "several.jsonl")]) == 0
     if adapter == "lora":
         assert main(["export", "--config", config, "--merge", "--output", str(tmp_path / "merged")]) == 0
-        written = written_one_by_one(tmp_path / "merged", read(files / "new.jsonl"))
-        assert [record["text"] for record in read(output)] == written
-
-
-@pytest.mark.slow
-def test_a_run_that_goes_on_equals_one_that_was_never_interrupted(files, tmp_path):
-    options = {
-        "task.class_path": "Seq2Seq",
-        "task.init_args.generate_rows": 3,
-        "model.model_name_or_path": make_tiny_writer(tmp_path / "model", dropout=0.3),
-        "data.train": files / "few.jsonl",
-        "data.val": files / "val.jsonl",
-        "trainer.accumulate_grad_batches": 2,
-        "data.train_batch_size": 4,
-        "trainer.accelerator": "cpu",
-        "trainer.max_epochs": 1,
-        "trainer.log_every_n_steps": 1,
-        "trainer.enable_progress_bar": "false",
-        "logger": "none",
-        "checkpoint.every_n_steps": 1,
-        "checkpoint.keep_last": -1,
-        "checkpoint.keep_best": -1,
-    }
-    flags = [text for key, value in options.items() for text in (f"--{key}", str(value))]
-    full = fit([*flags, "--run_dir", str(tmp_path / "full")])
-    assert check(full, 2, tmp_path / "at2", flags) == []
+        written = written_one_by_one(tmp_path / "merged", lines(files / "new.jsonl"))
+        assert [record["text"] for record in lines(output)] == written

@@ -7,11 +7,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-import yaml
-from checkpointing.resume_matrix import check, fit
-from parity.runs import Recorder, relative
-from parity.runs import fit as fit_recorded
 from seqeval.metrics import accuracy_score, classification_report
+from tasks.task_runs import CUTS, TaskRuns, finished_run, predict, report_of, same, same_from_a_stream
+from tiny_runs import flags, lines
 from toy import make_tiny_model, toy_sentences, write_jsonl
 from transformers import AutoModelForTokenClassification, AutoTokenizer, pipeline
 
@@ -36,50 +34,41 @@ def files(tmp_path_factory) -> Path:
 
 
 CASES = {
-    "first": {},
-    "all": {"label_subwords": "all", "label_smoothing": 0.1},
-    "weighted": {"class_weights": "balanced"},
+    "first": TokenClassification(),
+    "all": TokenClassification(label_subwords="all", label_smoothing=0.1),
+    "weighted": TokenClassification(class_weights="balanced"),
 }
 
 
-def same(reference: Recorder, other: Recorder, tolerance: float) -> None:
-    assert len(reference.losses) == len(other.losses) == 3
-    for a, b in zip(reference.gradients, other.gradients, strict=True):
-        assert relative(b, a) < tolerance
-    assert other.losses == pytest.approx(reference.losses, rel=tolerance)
-    assert other.val == [pytest.approx(v, rel=1e-6, nan_ok=True) for v in reference.val]
-
-
-def run(files: Path, case: str, batch: int, accumulate: int = 1, ranks: int = 1, eval_batch: int = 64, **more):
-    data = {
-        "train": str(files / "few.jsonl"),
-        "val": str(files / "val.jsonl"),
-        "eval_batch_size": eval_batch,
-        **more.pop("data", {}),
-    }
-    task = TokenClassification(**CASES[case])
-    options = {"precision": "64-true", "max_epochs": 1, **more}
-    return fit_recorded(files / "model", data, batch=batch, accumulate=accumulate, ranks=ranks, task=task, **options)
+@pytest.fixture(scope="module")
+def run(files) -> TaskRuns:
+    return TaskRuns(files / "model", CASES["first"], {"train": files / "few.jsonl", "val": files / "val.jsonl"})
 
 
 @pytest.mark.parametrize(
     "case", [next(iter(CASES)), *(pytest.param(c, marks=pytest.mark.slow) for c in list(CASES)[1:])]
 )
-def test_any_cut_gives_the_same_gradient_and_metrics(case, files):
-    reference = run(files, case, 16)
-    for batch, accumulate, eval_batch in [(1, 16, 1), (4, 4, 7)]:
-        same(reference, run(files, case, batch, accumulate, eval_batch=eval_batch), 1e-12)
+def test_any_cut_gives_the_same_gradient_and_metrics(case, run):
+    reference = run(16, task=CASES[case])
+    for batch, accumulate, eval_batch in CUTS:
+        same(reference, run(batch, accumulate, eval_batch=eval_batch, task=CASES[case]), num_steps=3)
 
 
 @pytest.mark.ddp
-def test_two_ranks_give_the_same_gradient_and_metrics(files, tmp_path):
-    same(run(files, "weighted", 16), run(files, "weighted", 2, 4, ranks=2, eval_batch=5, scratch=tmp_path), 1e-12)
+def test_two_ranks_give_the_same_gradient_and_metrics(run, tmp_path):
+    task = CASES["weighted"]
+    same(run(16, task=task), run(2, 4, ranks=2, eval_batch=5, scratch=tmp_path, task=task), num_steps=3)
 
 
-def test_padding_changes_nothing(files):
-    reference = run(files, "first", 16)
+def test_padding_changes_nothing(run):
+    reference = run(16)
     for data in ({"padding": "max_length"}, {"pad_to_multiple_of": 16}):
-        same(reference, run(files, "first", 16, data=data), 1e-12)
+        same(reference, run(16, data=data), num_steps=3)
+
+
+def test_a_stream_trains_on_the_rows_of_the_file(run):
+    task = TokenClassification(label_names=["O", "B-PLACE", "I-PLACE", "B-SKY", "I-SKY"])
+    same_from_a_stream(run, 33, task=task)
 
 
 # --- a person's whole way --------------------------------------------------------------------------------------------
@@ -87,25 +76,9 @@ def test_padding_changes_nothing(files):
 
 @pytest.fixture(scope="module")
 def finished(files, tmp_path_factory) -> Path:
-    """A finished run, from a YAML file."""
-    folder = tmp_path_factory.mktemp("run")
-    config = {
-        "run_dir": str(folder / "run"),
-        "task": {"class_path": "TokenClassification", "init_args": {"label_subwords": "all"}},
-        "model": {"model_name_or_path": str(files / "model")},
-        "data": {
-            **{name: str(files / f"{name}.jsonl") for name in ("train", "val")},
-            "test": str(files / "val.jsonl"),
-            "cache_dir": str(folder / "cache"),
-            "train_batch_size": 8,
-        },
-        "optimizer": {"lr": 0.01},
-        "trainer": {"accelerator": "cpu", "max_epochs": 6},
-        "logger": "none",
-    }
-    (folder / "my.yaml").write_text(yaml.safe_dump(config))
-    assert main(["fit", "--config", str(folder / "my.yaml")]) == 0
-    return folder / "run"
+    data = {"train": files / "train.jsonl", "val": files / "val.jsonl", "train_batch_size": 8}
+    options = {"lr": 0.01, "epochs": 6, "init_args": {"label_subwords": "all"}}
+    return finished_run(tmp_path_factory.mktemp("run"), files / "model", "TokenClassification", data, **options)
 
 
 def plain_tags(folder: Path, sentences: list[list[str]]) -> list[list[str]]:
@@ -122,10 +95,9 @@ def plain_tags(folder: Path, sentences: list[list[str]]) -> list[list[str]]:
 
 
 def test_the_export_in_plain_transformers_has_the_metrics_that_test_reports(finished, files, capsys):
-    assert main(["test", "--config", str(finished / "config.yaml")]) == 0
+    report = report_of(finished)
     printed = capsys.readouterr().out
-    report = json.loads((finished / "test_metrics.json").read_text())
-    rows = [json.loads(line) for line in (files / "val.jsonl").read_text().splitlines()]
+    rows = lines(files / "val.jsonl")
     true, found = [r["ner_tags"] for r in rows], plain_tags(finished / "best", [r["tokens"] for r in rows])
     theirs = classification_report(true, found, output_dict=True, zero_division=0)
     assert 0.2 < theirs["micro avg"]["f1-score"] < 1, "it has learned something, and not all"
@@ -140,15 +112,8 @@ def test_the_export_in_plain_transformers_has_the_metrics_that_test_reports(fini
     assert (finished / "best" / "README.md").read_text().count("token-classification") == 2
 
 
-def predict(finished: Path, files: Path, output: Path, *more: str) -> Path:
-    config = str(finished / "config.yaml")
-    assert main(["predict", "--config", config, "--data.predict", str(files), "--output", str(output), *more]) == 0
-    return output
-
-
 def test_predictions_are_those_of_the_pipeline_in_input_order(finished, files, tmp_path):
-    out = predict(finished, files / "new.conll", tmp_path / "out.jsonl", "--data.eval_batch_size", "3")
-    records = [json.loads(line) for line in out.read_text().splitlines()]
+    records = lines(predict(finished, files / "new.conll", tmp_path / "out.jsonl", "--data.eval_batch_size", "3"))
     sentences = [s.split("\n") for s in (files / "new.conll").read_text().split("\n\n")]
     assert [r["row"] for r in records] == list(range(11))
     assert [r["tags"] for r in records] == plain_tags(finished / "best", sentences)
@@ -170,8 +135,7 @@ def test_predictions_are_those_of_the_pipeline_in_input_order(finished, files, t
 
 
 def test_csv_and_parquet_hold_the_same_predictions(finished, files, tmp_path):
-    lines = predict(finished, files / "new.conll", tmp_path / "out.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
+    records = lines(predict(finished, files / "new.conll", tmp_path / "out.jsonl"))
     with predict(finished, files / "new.conll", tmp_path / "out.csv").open() as file:
         cells = list(csv.DictReader(file))
     table = pq.read_table(predict(finished, files / "new.conll", tmp_path / "out.parquet")).to_pylist()
@@ -188,7 +152,7 @@ def test_a_trained_tagger_is_measured_without_a_run(finished, files, tmp_path, c
         "run_dir": tmp_path / "none",
         "trainer.accelerator": "cpu",
     }
-    assert main(["test", *(text for key, value in options.items() for text in (f"--{key}", str(value)))]) == 0
+    assert main(["test", *flags(options)]) == 0
     of_run = json.loads((finished / "manifest.json").read_text())["best_metrics"]["val/f1"]
     row = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("f1 "))
     assert float(row.split()[1]) == pytest.approx(of_run, abs=5e-5)
@@ -201,37 +165,3 @@ def test_bad_rows_end_with_their_place_before_any_training(files, tmp_path, caps
     options = ["--task.class_path", "TokenClassification", "--model.model_name_or_path", str(files / "model")]
     assert main(["check", *options, "--data.train", bad, "--run_dir", str(tmp_path / "run")]) == 3
     assert "bad.jsonl:5" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_a_run_that_goes_on_equals_one_that_was_never_interrupted(files, tmp_path):
-    model = make_tiny_model(tmp_path / "model", dropout=0.3)
-    options = {
-        "task.class_path": "TokenClassification",
-        "model.model_name_or_path": model,
-        "data.train": files / "few.jsonl",
-        "data.val": files / "val.jsonl",
-        "trainer.accumulate_grad_batches": 2,
-        "data.train_batch_size": 4,
-        "trainer.accelerator": "cpu",
-        "trainer.max_epochs": 1,
-        "trainer.log_every_n_steps": 1,
-        "trainer.enable_progress_bar": "false",
-        "logger": "none",
-        "checkpoint.every_n_steps": 1,
-        "checkpoint.keep_last": -1,
-        "checkpoint.keep_best": -1,
-    }
-    flags = [text for key, value in options.items() for text in (f"--{key}", str(value))]
-    full = fit([*flags, "--run_dir", str(tmp_path / "full")])
-    assert check(full, 3, tmp_path / "at3", flags) == []
-
-
-def test_a_stream_trains_on_the_rows_of_the_file(files):
-    def losses(**data) -> list[float]:
-        task = TokenClassification(label_names=["O", "B-PLACE", "I-PLACE", "B-SKY", "I-SKY"])
-        settings = {"train": str(files / "few.jsonl"), "probe_size": 0, **data}
-        recorder = fit_recorded(files / "model", settings, batch=33, task=task, max_epochs=-1, max_steps=2)
-        return recorder.losses
-
-    assert losses(streaming=True) == pytest.approx(losses(), rel=1e-5)  # 33 rows in a step: in any order
