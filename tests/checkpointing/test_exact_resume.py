@@ -5,8 +5,9 @@ clock, the best checkpoint, and the rows of every step on every rank.
 """
 
 import pytest
-from checkpointing.resume_matrix import SaveBeforeValidation, check, fit, logged, rows_seen, stopped_at
+from checkpointing.resume_matrix import EVERY_STEP, SaveBeforeValidation, check, fit, logged, rows_seen, stopped_at
 from datasets import Dataset
+from tiny_runs import flags
 from toy import make_tiny_model, toy_rows, write_jsonl
 
 pytestmark = pytest.mark.filterwarnings("ignore:Found .* module.s. in eval mode")  # what is frozen
@@ -84,22 +85,15 @@ def settings(tmp_path_factory) -> list[str]:
     (arrow,) = (folder / "saved").glob("*.arrow")
     arrow.rename(folder / "train.arrow")
     options = {
+        **EVERY_STEP,
         "model.model_name_or_path": model,
         "data.train": train,
         "data.val": val,
-        "data.train_batch_size": 4,
-        "trainer.accelerator": "cpu",
         "trainer.max_epochs": 2,
-        "trainer.log_every_n_steps": 1,
-        "trainer.enable_progress_bar": "false",
         "optimizer.lr": 0.01,
         "early_stopping.patience": 50,
-        "logger": "none",
-        "checkpoint.every_n_steps": 1,
-        "checkpoint.keep_last": -1,
-        "checkpoint.keep_best": -1,
     }
-    return [text for key, value in options.items() for text in (f"--{key}", str(value))]
+    return flags(options)
 
 
 def differing(name, due, settings, folder, wanted=()):

@@ -5,10 +5,11 @@ import shutil
 
 import pytest
 import torch
-from checkpointing.resume_matrix import check
+from checkpointing.resume_matrix import EVERY_STEP, check
 from checkpointing.resume_matrix import fit as fit_options
 from commands.runs import config, said, train
 from safetensors.torch import load_file, save_file
+from tiny_runs import flags
 from toy import make_tiny_model, toy_rows, write_csv
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
@@ -164,22 +165,15 @@ def test_a_run_with_an_adapter_goes_on_bit_for_bit(files, tmp_path):
     make_tiny_model(tmp_path / "model", dropout=0.3)
     write_csv(tmp_path / "train.csv", toy_rows(29))
     settings = {
+        **EVERY_STEP,
         "model.model_name_or_path": tmp_path / "model",
         "model.adapter.type": "lora",
         "model.adapter.dropout": 0.3,
         "data.train": tmp_path / "train.csv",
-        "data.train_batch_size": 4,
-        "trainer.accelerator": "cpu",
         "trainer.max_epochs": 2,
-        "trainer.log_every_n_steps": 1,
-        "trainer.enable_progress_bar": "false",
         "optimizer.lr": 0.01,
-        "logger": "none",
-        "checkpoint.every_n_steps": 1,
-        "checkpoint.keep_last": -1,
-        "checkpoint.keep_best": -1,
     }
-    options = [text for key, value in settings.items() for text in (f"--{key}", str(value))]
+    options = flags(settings)
     full = fit_options([*options, "--run_dir", str(tmp_path / "full")])
     per_epoch = full.read()["steps"] // 2
     for step in (per_epoch - 2, per_epoch):
