@@ -64,7 +64,7 @@ def as_text(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def same(reference: Recorder, other: Recorder, num_steps: int | None = None) -> None:
-    """The gradients and losses of all steps, and all metrics, are equal.
+    """The gradients, their norms and the losses of all steps, and all metrics, are equal.
 
     Args:
         reference: What is right.
@@ -77,6 +77,7 @@ def same(reference: Recorder, other: Recorder, num_steps: int | None = None) -> 
     for a, b in zip(reference.gradients, other.gradients, strict=True):
         assert relative(b, a) < 1e-12
     assert other.losses == pytest.approx(reference.losses, rel=1e-12)
+    assert other.norms == pytest.approx(reference.norms, rel=1e-12)  # gradients are clipped to a norm of 1
     assert other.val == [pytest.approx(v, rel=1e-6) for v in reference.val]
 
 
