@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
+import numpy as np
 import torch
 import transformers
 from problems import Problem, Rows, tiny_tokenizer
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader
 from transformers import BertForSequenceClassification
 
 import lit_tune
-from lit_tune.data.samplers import epoch_order
+from lit_tune.data.orders import Permutation
 
 SEED, LR, WINDOW = 42, 1e-30, 16
 """The learning rate leaves float64 weights as they are; WINDOW is the rows of an optimizer step."""
@@ -128,6 +129,7 @@ class LitTune(Peer):
                 "val_fraction": 0,
                 "train_batch_size": cut.batch,
                 "eval_batch_size": cut.batch,
+                "group_by_length": False,  # the peers have no say in the order
                 "cache_dir": str(self.scratch / "cache"),
             },
             "optimizer": {"lr": LR, "weight_decay": 0.0},
@@ -152,7 +154,7 @@ class LitTune(Peer):
         return lit_tune.build(self.config(data, cut, verb), verb=verb)
 
     def fit(self, rows: Rows, cut: Cut) -> Step:
-        places = {place: i for i, place in enumerate(epoch_order(len(rows), SEED, 0).tolist())}
+        places = {place: i for i, place in enumerate(Permutation(len(rows), SEED, 0)(np.arange(len(rows))).tolist())}
         trainer, module, datamodule = self.build([rows[places[i]] for i in range(len(rows))], cut, "fit")
         with self.recorded(lambda: module.model) as steps:
             trainer.fit(module, datamodule=datamodule)

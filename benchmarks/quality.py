@@ -9,12 +9,15 @@ them on the test split. Prints a table and appends JSON lines to --output.
 import argparse
 import importlib
 import json
+import math
 import random
 import statistics
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from scipy import stats
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "rotten_tomatoes": {"task": {}, "lr": 5e-5, "epochs": 1, "suffix": "csv"},
@@ -142,7 +145,12 @@ def run_lit_tune(
         "seed_everything": seed,
         "task": {"class_path": settings.get("class_path", "SequenceClassification"), "init_args": settings["task"]},
         "model": {"model_name_or_path": model},
-        "data": {**files, "max_length": settings.get("max_length", 128), "train_batch_size": settings.get("batch", 16)},
+        "data": {
+            **files,
+            "max_length": settings.get("max_length", 128),
+            "train_batch_size": settings.get("batch", 16),
+            **settings.get("data", {}),
+        },
         "optimizer": {"lr": settings["lr"], "head_lr": settings.get("head_lr")},
         "trainer": {"max_epochs": settings["epochs"], "accelerator": "cpu", "log_every_n_steps": 100},
     }
@@ -154,6 +162,13 @@ def run_lit_tune(
     trainer.test(module, datamodule=datamodule, verbose=False)  # the module holds the best weights
     metrics = {k.removeprefix("test/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")}
     return {"metrics": metrics, "seconds": seconds, "verdict": manifest["verdict"]["message"]}
+
+
+def run_random_order(
+    settings: dict[str, Any], files: dict[str, str], model: str, seed: int, scratch: Path
+) -> dict[str, Any]:
+    """The same without ``data.group_by_length``: what does sorting by length cost?"""
+    return run_lit_tune({**settings, "data": {"group_by_length": False}}, files, model, seed, scratch)
 
 
 def run_hf_trainer(
@@ -183,7 +198,12 @@ def run_untrained(
     return peer.run_untrained(settings, files, model, seed, scratch)
 
 
-PEERS = {"lit_tune": run_lit_tune, "hf_trainer": run_hf_trainer, "untrained": run_untrained}
+PEERS = {
+    "lit_tune": run_lit_tune,
+    "hf_trainer": run_hf_trainer,
+    "untrained": run_untrained,
+    "random_order": run_random_order,
+}
 HEADLINE = {
     "wnut17": ("f1", "precision", "recall"),
     "codah": ("accuracy", "loss"),
@@ -201,6 +221,13 @@ def new_model(name: str, files: dict[str, str], scratch: Path) -> str:
     if SETTINGS[name].get("class_path") != "Seq2Seq":
         raise SystemExit(f"{name} wants a --model")
     return str(importlib.import_module("new_writer").save_new_writer(files["train"], scratch / "new"))
+
+
+def difference(first: list[float], second: list[float]) -> str:
+    """Mean of the differences seed by seed, with its 95 % interval by Student's t."""
+    differences = [a - b for a, b in zip(first, second, strict=True)]
+    half = stats.t.ppf(0.975, len(differences) - 1) * statistics.stdev(differences) / math.sqrt(len(differences))
+    return f"{statistics.mean(differences):+.4f} ± {half:.4f}"
 
 
 def main() -> None:
@@ -232,6 +259,11 @@ def main() -> None:
                 spread = f" sd {statistics.stdev(values):.4f}" if len(values) > 1 else ""
                 print(f"  {peer:<12}{metric:<12}{statistics.mean(values):.4f}{spread}  {[round(v, 4) for v in values]}")
         print(f"  {peer:<12}seconds     {statistics.median(r['seconds'] for r in runs):.0f} (median)")
+    if len(results) == 2 and len(options.seeds) > 1:
+        first, second = results.values()
+        for metric in HEADLINE.get(options.name, ("accuracy", "f1_macro")):
+            of_both = [[r["metrics"].get(metric, math.nan) for r in runs] for runs in (first, second)]
+            print(f"  {' - '.join(results)}  {metric:<12}{difference(*of_both)}")
 
 
 if __name__ == "__main__":

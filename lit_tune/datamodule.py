@@ -20,7 +20,7 @@ from lit_tune.models.own_class import own_config
 from lit_tune.models.text_reader import TextReader
 from lit_tune.preparation import Preparation
 from lit_tune.tasks.base import Collator, Spec, Task
-from lit_tune.tasks.batching import padding_of
+from lit_tune.tasks.batching import lengths_of, padding_of
 
 
 class TokenizedDataModule(L.LightningDataModule):
@@ -62,6 +62,7 @@ class TokenizedDataModule(L.LightningDataModule):
         persistent_workers: Keep the workers alive between epochs.
         padding: Pad to the longest row of each batch, or always to ``max_length``.
         pad_to_multiple_of: Round the padded length up to a multiple, e.g. 8 for tensor cores.
+        group_by_length: Train on rows of like length in one step, so that little is padded.
         cache_dir: Where tokenized data is kept; default: ``$LIT_TUNE_CACHE`` or ``~/.cache/lit_tune``.
         accept: What is meant so in these rows and no error: ``single_class`` (one label in all of train), ``leakage``
             (more than half of the texts of val or test stand in train), ``empty_texts`` (more than 5 % are empty).
@@ -110,6 +111,7 @@ class TokenizedDataModule(L.LightningDataModule):
         persistent_workers: bool = True,
         padding: Literal["longest", "max_length"] = "longest",
         pad_to_multiple_of: int | None = None,
+        group_by_length: bool = True,
         cache_dir: str | None = None,
         accept: list[Literal["single_class", "leakage", "empty_texts"]] = [],  # noqa: B006
         model_name_or_path: str | None = None,
@@ -127,12 +129,11 @@ class TokenizedDataModule(L.LightningDataModule):
         if model_name_or_path is None:
             raise ConfigError("is missing", where="model.model_name_or_path", fix="a Hub id or a folder")
         self.task, self.dataset, self.streaming, self.accept = task, dataset, streaming, list(accept)
-        self.train_batch_size, self.eval_batch_size = train_batch_size, eval_batch_size
-        self.auto_batch, self.default_seed = auto_batch, default_seed
-        self.together = task.rows_together(train_batch_size)
-        self.seed = default_seed if seed is None else seed
+        self.train_batch_size, self.eval_batch_size, self.auto_batch = train_batch_size, eval_batch_size, auto_batch
+        self.together, self.probe_size = task.rows_together(train_batch_size), probe_size
+        self.default_seed, self.seed = default_seed, default_seed if seed is None else seed
         self.num_workers, self.pin_memory, self.persistent_workers = num_workers, pin_memory, persistent_workers
-        self.padding_mode, self.pad_to_multiple_of, self.probe_size = padding, pad_to_multiple_of, probe_size
+        self.padding_mode, self.pad_to_multiple_of, self.group_by_length = padding, pad_to_multiple_of, group_by_length
         self.reader = TextReader(
             model_name_or_path,
             model_revision,
@@ -262,8 +263,10 @@ class TokenizedDataModule(L.LightningDataModule):
         return self.eval_loader(self.units("test"))
 
     def predict_dataloader(self) -> BatchLoader:
-        """The rows to predict."""
-        return self.eval_loader(self.task.predict_units(self.encoded["predict"], self.reader), together=1)
+        """The rows to predict; predictions that are returned, and not written by number, come in the order of rows."""
+        returned = self.trainer is None or self.trainer.predict_loop.return_predictions
+        units = self.task.predict_units(self.encoded["predict"], self.reader)
+        return self.eval_loader(units, together=1, in_order=returned)
 
     # ---- batches -----------------------------------------------------------------------------------------------------
 
@@ -295,7 +298,9 @@ class TokenizedDataModule(L.LightningDataModule):
     def train_sampler(self) -> TrainBatchSampler:
         """The order of training on this rank."""
         cuts = (self.train_batch_size, self.accumulate, self.num_ranks, self.rank)
-        return TrainBatchSampler(len(self.units("train", training=True)), *cuts, self.seed, self.together)
+        units = self.units("train", training=True)
+        lengths = lengths_of(units, self.padding_mode, self.together) if self.group_by_length else None
+        return TrainBatchSampler(len(units), *cuts, self.seed, self.together, lengths)
 
     def total_steps(self) -> int | None:
         """Optimizer steps of the whole run, or None where nothing says when it ends."""
@@ -308,33 +313,33 @@ class TokenizedDataModule(L.LightningDataModule):
 
     def steps_per_epoch(self) -> int | None:
         """Optimizer steps of an epoch, or None for a stream."""
-        part, is_stream = self.trainer.limit_train_batches, self.preparation.stream is not None  # type: ignore[union-attr]
-        batches = None if is_stream else batches_used(len(self.train_sampler()), part)
+        if self.preparation.stream is not None:
+            return None
+        batches = batches_used(len(self.train_sampler()), self.trainer.limit_train_batches)  # type: ignore[union-attr]
         return total_steps(batches, self.accumulate, 1, None)
 
     def collator(self) -> Collator:
         """The task's collator with this run's padding."""
         assert self.spec is not None
-        to_max_length = self.padding_mode == "max_length"
-        padding = padding_of(self.task, self.reader, to_max_length, self.pad_to_multiple_of, self.seed, self.together)
+        mode, multiple = self.padding_mode, self.pad_to_multiple_of
+        padding = padding_of(self.task, self.reader, mode, multiple, self.seed, self.together)
         return self.task.collator(padding, self.spec)
 
     def units(self, name: str, training: bool = False) -> Units:
         """What the batches of a split are drawn from."""
         return self.task.units(self.encoded[name], training, self.reader)
 
-    def eval_loader(self, units: Units, together: int | None = None) -> BatchLoader:
-        """Every unit once, in order."""
-        cuts = (self.eval_batch_size, self.num_ranks, self.rank)
-        sampler = EvalBatchSampler(len(units), *cuts, together or self.together)
+    def eval_loader(self, units: Units, together: int | None = None, in_order: bool = False) -> BatchLoader:
+        """Every unit once."""
+        together = together or self.together
+        lengths = None if in_order else lengths_of(units, self.padding_mode, together)
+        sampler = EvalBatchSampler(len(units), self.eval_batch_size, self.num_ranks, self.rank, together, lengths)
         return BatchLoader(units, sampler, self.collator(), self.num_workers, self.pins(), False, self.seed)
 
     def probe(self) -> Units | None:
         """Fixed units of train that are evaluated beside val, so that the two can be compared."""
-        if self.probe_size == 0:
-            return None
-        if self.preparation.stream is not None:
-            return self.units("probe")
+        if self.probe_size == 0 or self.preparation.stream is not None:
+            return self.units("probe") if self.probe_size else None
         train = self.units("train")
         return some_of(train, min(self.probe_size, len(self.units("val")), len(train)), self.seed)
 

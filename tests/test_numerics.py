@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from faulty import FaultyLoss
@@ -19,7 +20,7 @@ from tiny_runs import QUIET
 from torch.multiprocessing import ProcessRaisedException
 from toy import toy_rows, write_csv
 
-from lit_tune.data.samplers import epoch_order
+from lit_tune.data.orders import Permutation
 from lit_tune.errors import NumericsError
 from lit_tune.imports import allow_import
 from lit_tune.module import FineTuneModule
@@ -223,7 +224,7 @@ def fit_two_ranks(tiny_model_dir, rows, folder, calls, fault, skip=0):
     allow_import("faulty")
     loss = {"class_path": "faulty.FaultyLoss", "init_args": {"calls": calls, "fault": fault, "rank": 1}}
     settings = {"optimizer": {"lr": 1e-2, "skip_nonfinite": skip}, "config_overrides": {}}
-    data = {"train": str(rows), "val_fraction": 0, "train_batch_size": BATCH}
+    data = {"train": str(rows), "val_fraction": 0, "train_batch_size": BATCH, "group_by_length": False}
     module, datamodule = build(tiny_model_dir, data, {"loss": loss}, settings)
     module.__class__, module.folder = Telling, folder
     limit = timedelta(seconds=60)
@@ -234,7 +235,7 @@ def fit_two_ranks(tiny_model_dir, rows, folder, calls, fault, skip=0):
         trainer.fit(module, datamodule=datamodule)
     first, second = (torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2))
     assert equal(first, second)
-    return first, epoch_order(NUM_ROWS, datamodule.seed, 0).tolist()
+    return first, Permutation(NUM_ROWS, datamodule.seed, 0)(np.arange(NUM_ROWS)).tolist()
 
 
 @pytest.mark.ddp

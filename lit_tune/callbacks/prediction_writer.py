@@ -49,10 +49,39 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise StorageError(f"cannot be written: {e.strerror or e}", where=str(path), fix="another --output") from e
 
 
+class Part:
+    """A file of one rank's lines in the order of their row numbers.
+
+    Args:
+        path: The file.
+        stretch: Rows come in any order, but the first so many before the next; so many are kept in memory at most.
+    """
+
+    def __init__(self, path: Path, stretch: int) -> None:
+        self.stretch = stretch
+        self._file: IO[str] = path.open("w", encoding="utf-8")
+        self._lines: list[tuple[int, str]] = []
+
+    def add(self, row: int, line: str) -> None:
+        """Keep a line, and write those of the stretch before."""
+        if self._lines and row // self.stretch != self._lines[0][0] // self.stretch:
+            self.flush()
+        self._lines.append((row, line))
+
+    def flush(self) -> None:
+        """Write what is kept."""
+        self._file.writelines(line for _, line in sorted(self._lines))
+        self._lines.clear()
+
+    def close(self) -> None:
+        """Nothing more comes."""
+        self._file.close()
+
+
 class PredictionWriter(Callback):
     """Writes what ``predict_step`` returns.
 
-    Each rank appends its rows, whose numbers only grow, to a part file; rank zero merges the parts by row number.
+    Each rank appends its rows to a part file; rank zero merges the parts by row number.
 
     Args:
         path: Ends in ``.jsonl``, ``.csv`` or ``.parquet``.
@@ -60,7 +89,7 @@ class PredictionWriter(Callback):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._part: IO[str] | None = None
+        self._part: Part | None = None
         self.num_rows = 0
 
     def part(self, rank: int) -> Path:
@@ -71,7 +100,8 @@ class PredictionWriter(Callback):
         """Open this rank's part."""
         with storage_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._part = self.part(trainer.global_rank).open("w", encoding="utf-8")
+            sampler = getattr(trainer.predict_dataloaders, "batch_sampler", None)
+            self._part = Part(self.part(trainer.global_rank), getattr(sampler, "stretch", 1))
 
     def on_predict_batch_end(
         self,
@@ -89,7 +119,7 @@ class PredictionWriter(Callback):
         """
         assert self._part is not None
         try:
-            lines = [json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in outputs]
+            lines = [(r["row"], json.dumps(r, ensure_ascii=False, allow_nan=False) + "\n") for r in outputs]
         except ValueError as e:
             raise NumericsError(
                 f"the model gives NaN or infinity in a batch with row {outputs[0]['row']}",
@@ -97,12 +127,15 @@ class PredictionWriter(Callback):
                 fix="check the weights; trainer.precision: 32-true if it is lower",
             ) from e
         with storage_errors(self.path):
-            self._part.writelines(lines)
+            for row, line in lines:
+                self._part.add(row, line)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Merge, rename into place, clean up."""
         if self._part is not None:
-            self._part.close()
+            with storage_errors(self.path):
+                self._part.flush()
+                self._part.close()
             self._part = None
         trainer.strategy.barrier("predictions written")
         if trainer.is_global_zero:

@@ -78,9 +78,7 @@ TRAINING_ARGUMENTS: dict[str, Replacement] = {
     "push_to_hub": Replacement("run_dir", "run_dir/best is a from_pretrained folder to upload"),
     "hub_model_id": Replacement("run_dir", "run_dir/best is a from_pretrained folder to upload"),
     "save_safetensors": Replacement("run_dir", "run_dir/best is always safetensors"),
-    "group_by_length": Replacement(
-        "data.padding: longest", "not sorted by length; each batch is padded to its longest row"
-    ),
+    "group_by_length": Replacement("data.group_by_length", "on by default; evaluation is sorted by length, too"),
     "remove_unused_columns": Replacement("task.init_args.text_columns", "columns are named, the others are not read"),
 }
 """TrainingArguments name (and EarlyStoppingCallback's two) -> what is written here."""

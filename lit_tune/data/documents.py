@@ -200,6 +200,12 @@ class Blocks:
         """Features of some blocks."""
         return [self.block(number) for number in numbers]
 
+    def lengths(self, numbers: np.ndarray) -> np.ndarray:
+        """(n,) tokens of each; packed ones count as alike, for nearly all are full."""
+        if self.packing:
+            return np.zeros(len(numbers), dtype=np.int64)
+        return self.plan.pieces.lengths[numbers]  # one piece in each
+
     def block(self, number: int) -> dict[str, Any]:
         """One of them."""
         end = int(self.plan.ends[number])

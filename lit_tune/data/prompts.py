@@ -63,6 +63,10 @@ class Prompts:
         """What the model is given to answer, and what the answer should be."""
         return [{PROMPT: row[IDS][: row[NUM_PROMPT]], REFERENCE: row[REFERENCE]} for row in self.rows.read(numbers)]
 
+    def lengths(self, numbers: np.ndarray) -> np.ndarray:
+        """(n,) integers in the lists of each."""
+        return self.rows.lengths(numbers)
+
 
 class AnsweredBlocks:
     """The first conversations are a unit each, which is also answered; all others stand in blocks.
@@ -85,6 +89,14 @@ class AnsweredBlocks:
     def read(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
         """Features of some units."""
         return [self.answered(n) if n < self.count else self.rest.block(n - self.count) for n in map(int, numbers)]
+
+    def lengths(self, numbers: np.ndarray) -> np.ndarray:
+        """(n,) tokens of each."""
+        is_answered = numbers < self.count
+        found = np.empty(len(numbers), dtype=np.int64)
+        found[is_answered] = self.first.lengths[numbers[is_answered]]
+        found[~is_answered] = self.rest.lengths(numbers[~is_answered] - self.count)
+        return found
 
     def answered(self, number: int) -> dict[str, Any]:
         """A conversation by itself, with its prompt."""

@@ -1,12 +1,15 @@
 """Which rows form which optimizer step, and how a step is cut into micro-batches and ranks.
 
-The precondition of exactness: the rows of an optimizer step are a pure function of (seed, epoch, step, effective
-batch). Micro-batches and ranks are only cuts of that list, so 1x16, 4x4 and 2 ranks x 8 train on the same 16 rows.
+The precondition of exactness: the rows of an optimizer step (``data.orders``) are a pure function of (seed, epoch,
+step, effective batch). Micro-batches and ranks are only cuts of that list, so 1x16, 4x4 and 2 ranks x 8 train on the
+same 16 rows.
 """
 
 from collections.abc import Iterator, Sequence
 
-import torch
+import numpy as np
+
+from lit_tune.data.orders import STRETCH, Lengths, steps
 
 FILLER = -1
 """Stands for "no row": a rank without rows in a cut still takes part in the collective calls, with weight 0."""
@@ -21,12 +24,6 @@ class Cut(list[int]):
 
     def __reduce__(self) -> tuple[type["Cut"], tuple[list[int], int]]:
         return Cut, (list(self), self.epoch)
-
-
-def epoch_order(num_rows: int, seed: int, epoch: int) -> torch.Tensor:
-    """The order of one epoch, (num_rows,) int64: the same on every rank and machine."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    return torch.randperm(num_rows, generator=generator)
 
 
 def cut(window: Sequence[int], batch_size: int, num_ranks: int, rank: int, together: int = 1) -> list[list[int]]:
@@ -80,6 +77,7 @@ class TrainBatchSampler:
         rank: This process.
         seed: Seed of the order.
         together: Rows of a group that stays whole, as in :func:`cut`; drawn anew in each epoch.
+        lengths: Rows of like length are trained on in one step; None: any rows.
     """
 
     def __init__(
@@ -91,9 +89,11 @@ class TrainBatchSampler:
         rank: int,
         seed: int,
         together: int = 1,
+        lengths: Lengths | None = None,
     ) -> None:
         self.num_rows, self.batch_size, self.accumulate = num_rows, batch_size, accumulate
         self.num_ranks, self.rank, self.seed, self.together = num_ranks, rank, seed, together
+        self.lengths = lengths
         self.epoch = 0
         self.start = 0
         """Micro-batches of this epoch that are left out: a resumed run has trained on them already."""
@@ -112,18 +112,16 @@ class TrainBatchSampler:
         return num_cuts(self.num_rows, self.batch_size, self.num_ranks, self.accumulate)
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = epoch_order(self.num_rows, self.seed, self.epoch)
-        window = self.batch_size * self.num_ranks * self.accumulate
+        size = self.batch_size * self.num_ranks * self.accumulate
         steps_left_out, left_out = divmod(self.start, self.accumulate)
-        for start in range(steps_left_out * window, self.num_rows, window):
-            rows = order[start : start + window].tolist()
-            micro = cut(rows, self.batch_size, self.num_ranks, self.rank, self.together)
+        for rows in steps(self.num_rows, size, self.seed, self.epoch, self.lengths, steps_left_out):
+            micro = cut(rows.tolist(), self.batch_size, self.num_ranks, self.rank, self.together)
             yield from (Cut(ids, self.epoch) for ids in micro[left_out:])
             left_out = 0
 
 
 class EvalBatchSampler:
-    """Every row once, in order, the same number of batches on every rank.
+    """Every row once, the same number of batches on every rank.
 
     Args:
         num_rows: Rows of the split.
@@ -131,17 +129,32 @@ class EvalBatchSampler:
         num_ranks: Processes that evaluate together.
         rank: This process.
         together: Rows of a group that stays whole, as in :func:`cut`; a batch has one group at least.
+        lengths: Rows of like length are in one batch, the longest of each stretch first; None: rows in their order.
     """
 
-    def __init__(self, num_rows: int, batch_size: int, num_ranks: int, rank: int, together: int = 1) -> None:
+    def __init__(
+        self,
+        num_rows: int,
+        batch_size: int,
+        num_ranks: int,
+        rank: int,
+        together: int = 1,
+        lengths: Lengths | None = None,
+    ) -> None:
         self.num_rows, self.num_ranks, self.rank, self.together = num_rows, num_ranks, rank, together
         self.batch_size = max(1, batch_size // together) * together
+        self.lengths = lengths
+        self.stretch = self.batch_size * num_ranks * (1 if lengths is None else STRETCH)
+        """All ranks evaluate the first so many rows before the next ones."""
 
     def __len__(self) -> int:
         return -(-self.num_rows // (self.batch_size * self.num_ranks))
 
     def __iter__(self) -> Iterator[list[int]]:
         step = self.batch_size * self.num_ranks
-        for start in range(0, self.num_rows, step):  # one cut at a time: memory stays flat in the number of rows
-            rows = range(start, min(start + step, self.num_rows))
-            yield from cut(rows, self.batch_size, self.num_ranks, self.rank, self.together)
+        for start in range(0, self.num_rows, self.stretch):  # one at a time: memory stays flat in the number of rows
+            rows = np.arange(start, min(start + self.stretch, self.num_rows))
+            if self.lengths is not None:
+                rows = rows[np.argsort(-self.lengths(rows), kind="stable")]
+            for at in range(0, len(rows), step):
+                yield from cut(rows[at : at + step].tolist(), self.batch_size, self.num_ranks, self.rank, self.together)

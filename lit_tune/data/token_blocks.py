@@ -45,6 +45,10 @@ class TokenBlocks:
         """Features of some blocks."""
         return [self.block(number * self.length, (number + 1) * self.length) for number in numbers]
 
+    def lengths(self, numbers: np.ndarray) -> np.ndarray:
+        """(n,) zeros: but for the last, all are full."""
+        return np.zeros(len(numbers), dtype=np.int64)
+
     def block(self, start: int, end: int) -> dict[str, Any]:
         """The tokens from one place of the joined text to another."""
         end = min(end, self.total)
@@ -81,6 +85,10 @@ class TextRows:
     def read(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
         """Features of some of them."""
         return self.rows.read(self.numbers[list(numbers)].tolist())
+
+    def lengths(self, numbers: np.ndarray) -> np.ndarray:
+        """(n,) integers in the lists of each."""
+        return self.rows.lengths(self.numbers[numbers])
 
 
 class MarkedRows(WholeRows):

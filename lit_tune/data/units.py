@@ -5,6 +5,7 @@ is trained on by itself, while all of them are evaluated together. Nothing is st
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Protocol
 
 import datasets
@@ -12,6 +13,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from lit_tune.data import splits
+from lit_tune.data.lengths import StoredLengths
 
 
 class Units(Protocol):
@@ -22,6 +24,9 @@ class Units(Protocol):
 
     def read(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
         """Features of some of them, in this order."""
+
+    def lengths(self, numbers: np.ndarray) -> np.ndarray:
+        """(n,) how long some of them are: those of like length are computed together. Zeros, where all are alike."""
 
 
 class WholeRows:
@@ -36,6 +41,14 @@ class WholeRows:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def lengths(self, numbers: np.ndarray) -> np.ndarray:
+        """(n,) integers in the lists of each row."""
+        return self._lengths(numbers)
+
+    @cached_property
+    def _lengths(self) -> StoredLengths:
+        return StoredLengths(self.rows)
 
     def read(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
         """Features of some rows."""
@@ -61,6 +74,10 @@ class Chosen:
         """Features of some of them."""
         return self.units.read(self.numbers[list(numbers)].tolist())
 
+    def lengths(self, numbers: np.ndarray) -> np.ndarray:
+        """(n,) as those of all."""
+        return self.units.lengths(self.numbers[numbers])
+
 
 class Windows:
     """Each window of each row is a unit: a row with that window alone.
@@ -79,6 +96,7 @@ class Windows:
         self.rows, self.columns = WholeRows(rows), frozenset(columns)
         self.ends = np.cumsum(list_lengths(rows, columns[0]))
         """(N,) number of windows in each row and those before it."""
+        self._lengths = StoredLengths(rows)
 
     def __len__(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0
@@ -92,6 +110,12 @@ class Windows:
             {name: [value[-back]] if name in self.columns else value for name, value in row.items()}
             for row, back in zip(features, last.tolist(), strict=True)
         ]
+
+    def lengths(self, numbers: np.ndarray) -> np.ndarray:
+        """(n,) integers in the lists of each window."""
+        places = np.searchsorted(self.ends, numbers, side="right")
+        starts = np.where(places > 0, self.ends[places - 1], 0)
+        return self._lengths(places, numbers - starts)
 
 
 class Merged:
@@ -127,10 +151,38 @@ class Merged:
         features = iter(self.rows.read([row for group in members for row in group]))
         return [self.merge([next(features) for _ in group]) for group in members]
 
+    def lengths(self, numbers: np.ndarray) -> np.ndarray:
+        """(n,) integers in the lists of each unit's first row: what is joined is read by no model."""
+        starts = np.where(numbers > 0, self.ends[numbers - 1], 0)
+        return self.rows.lengths(self.order[starts])
+
     def merge(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         """One unit of its rows."""
         joined = {name: [item for row in features for item in row[name]] for name in self.columns}
         return {**features[0], **joined}
+
+
+class FirstApart:
+    """Units of which the first few are evaluated by themselves, before longer ones: texts are written for these.
+
+    Args:
+        units: All of them.
+        counts: How many; several, where that differs.
+    """
+
+    def __init__(self, units: Units, *counts: int) -> None:
+        self.units, self.counts = units, counts
+
+    def __len__(self) -> int:
+        return len(self.units)
+
+    def read(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        """Features of some units."""
+        return self.units.read(numbers)
+
+    def lengths(self, numbers: np.ndarray) -> np.ndarray:
+        """(n,) as they are, and for the first ones more than any has."""
+        return self.units.lengths(numbers) + 2**40 * sum((numbers < count).astype(np.int64) for count in self.counts)
 
 
 def some_of(units: Units, count: int, seed: int) -> Chosen:

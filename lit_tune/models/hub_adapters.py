@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
 from lit_tune import hub_access
 from lit_tune.errors import ModelError
@@ -31,7 +31,7 @@ def config_on_hub(name: str, revision: str | None) -> Path | None:
         revision: Branch, tag or commit.
 
     Raises:
-        ModelError: The Hub does not say: no such repository, gated, busy, not reached with no model in the cache.
+        ModelError: The Hub does not say: no such repository, gated, busy.
     """
     if not _HUB_ID.fullmatch(name) or text_cnn.is_new(name) or Path(name).exists():
         return None
@@ -41,9 +41,10 @@ def config_on_hub(name: str, revision: str | None) -> Path | None:
             return None  # the cache knows that the repository lacks it
         hub_access.is_reachable()
         return Path(hf_hub_download(name, CONFIG, revision=revision))
-    except LocalEntryNotFoundError as error:  # nobody was asked, or nobody answered
-        if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
-            return None  # what the cache holds is used, as ever without a Hub
+    except LocalEntryNotFoundError as error:
+        in_cache = isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str)
+        if in_cache or not isinstance(error.__cause__, HfHubHTTPError):
+            return None  # nobody was asked: what the cache holds is used, as ever without a Hub
         raise explain(error, name, revision) from error
     except EntryNotFoundError:
         return None

@@ -197,7 +197,7 @@ def ask(teacher: Teacher, datamodule: Any, device: torch.device) -> Iterator[np.
     """What a teacher says of the rows of train, batch after batch."""
     task, reader = teacher.task, teacher.reader
     raw = copy.copy(datamodule.preparation).read(("train", "val"))["train"]
-    collator = task.collator(padding_of(task, reader, False, None, 0, 1), teacher.spec)
+    collator = task.collator(padding_of(task, reader, "longest", None, 0, 1), teacher.spec)
     for rows in raw.rows.iter(batch_size=datamodule.eval_batch_size):
         features = encode_batch(rows, task, reader.tokenizer, teacher.spec, reader.max_length, class_labels(raw))
         names = [name for name in features if not name.startswith(COUNT)]

@@ -58,7 +58,7 @@ class Evaluation(nn.Module):
         collection: Any = self.metrics[stage]
         self.computed[stage] = {"loss": loss.compute(), **collection.compute()}
         self.num_targets[stage] = loss.counted
-        self.samples[stage] = self._collected[stage][:SAMPLES_KEPT]
+        self.samples[stage] = sorted(self._collected[stage][:SAMPLES_KEPT], key=lambda sample: sample["row"])
         self.reset(stage)
         values = scalars(self.computed[stage])
         return {f"{stage}/{name}": math.nan if v is None else v for name, v in values.items()}

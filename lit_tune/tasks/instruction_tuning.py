@@ -16,7 +16,7 @@ from lit_tune.data.documents import IDS, IS_TARGET, TEXT_BYTES, Blocks
 from lit_tune.data.prompt_collator import PromptCollator
 from lit_tune.data.prompts import NUM_PROMPT, REFERENCE, TARGETS, AnsweredBlocks, Prompts, Supervised
 from lit_tune.data.split import Split
-from lit_tune.data.units import Units
+from lit_tune.data.units import FirstApart, Units
 from lit_tune.errors import ConfigError, DataError
 from lit_tune.metrics.texts import Scorer, TextScores
 from lit_tune.models.chat import Chat, Encoded, Rendered
@@ -200,7 +200,8 @@ class InstructionTuning(NextToken):
     def units(self, rows: datasets.Dataset, training: bool, reader: TextReader) -> Units:
         packing = self.packs(reader)
         if not training:
-            return AnsweredBlocks(rows, reader.max_length, packing, self.num_answered(len(rows)))
+            answered = self.num_answered(len(rows))
+            return FirstApart(AnsweredBlocks(rows, reader.max_length, packing, answered), SAMPLES, answered)
         blocks = Blocks(Supervised(rows), reader.max_length, packing)
         if not len(blocks):
             raise DataError(

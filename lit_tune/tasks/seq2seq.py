@@ -21,7 +21,7 @@ from lit_tune.data.places import places
 from lit_tune.data.split import Split
 from lit_tune.data.targets import is_without_targets, key_of, read_targets, references_of, token_counts
 from lit_tune.data.texts import read_texts, text_column, text_hashes
-from lit_tune.data.units import Merged, Units, WholeRows, Windows
+from lit_tune.data.units import FirstApart, Merged, Units, WholeRows, Windows
 from lit_tune.errors import ConfigError, LitTuneError, collected, raise_problems
 from lit_tune.metrics import scalars
 from lit_tune.metrics.generated_texts import ROUGE, SCORES, CorpusScore, RougeScores, require_packages
@@ -218,7 +218,8 @@ class Seq2Seq(Task):
         columns = ["labels", "references"]
         if training:
             return Windows(rows, columns)
-        return Merged(rows, SOURCE_KEY, columns) if self.group_sources else WholeRows(rows)
+        units = Merged(rows, SOURCE_KEY, columns) if self.group_sources else WholeRows(rows)
+        return FirstApart(units, SAMPLES_KEPT, PROBE_ROWS, self.generate_rows or 0)
 
     def padding_side(
         self, tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig
@@ -257,7 +258,7 @@ class Seq2Seq(Task):
         return outputs
 
     def num_written(self, batch: Batch) -> int:
-        """For how many sources of a batch texts are written; their numbers grow from one to the next."""
+        """For how many sources of a batch texts are written: the first ones, see ``units``."""
         stage, rows = batch.get("stage"), batch["example_ids"]
         if "labels" not in batch:
             return len(rows)

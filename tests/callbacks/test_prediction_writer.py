@@ -5,6 +5,7 @@ import json
 import tracemalloc
 
 import lightning as L
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,7 +14,7 @@ from toy import toy_rows, write_csv
 
 from lit_tune.__main__ import main
 from lit_tune.callbacks import prediction_writer
-from lit_tune.callbacks.prediction_writer import PredictionWriter, check_output, merge, write_records
+from lit_tune.callbacks.prediction_writer import Part, PredictionWriter, check_output, merge, write_records
 from lit_tune.errors import ConfigError, NumericsError, StorageError
 
 RECORDS = [
@@ -91,6 +92,17 @@ def test_parts_of_ranks_merge_by_row(tmp_path):
     for rank, rows in enumerate([(0, 1, 4, 5), (2, 3), ()]):
         (tmp_path / f"{rank}").write_text("".join(json.dumps({"row": r}) + "\n" for r in rows))
     assert [r["row"] for r in merge([tmp_path / str(i) for i in range(3)])] == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_part_is_in_the_order_of_rows_and_keeps_one_stretch_in_memory(tmp_path):
+    rows = np.random.default_rng(0).permuted(np.arange(1000).reshape(10, 100), axis=1).ravel().tolist()
+    part = Part(tmp_path / "part", stretch=100)
+    for row in rows:
+        part.add(row, f"{row}\n")
+        assert len(part._lines) <= 100
+    part.flush()
+    part.close()
+    assert (tmp_path / "part").read_text() == "".join(f"{row}\n" for row in range(1000))
 
 
 class Predicts(L.LightningModule):

@@ -182,8 +182,9 @@ def test_a_base_model_that_was_replaced_is_told_by_name(tmp_path):
 @pytest.mark.filterwarnings("ignore:Found .* module.s. in eval mode")
 def test_the_best_weights_may_be_older_than_an_unfreezing(tiny_model_dir, tmp_path):
     """What is trained later is in every checkpoint; what never is stays out."""
-    train_file = write_csv(tmp_path / "train.csv", toy_rows(40))
+    train_file = write_csv(tmp_path / "train.csv", toy_rows(60))
     settings = {"model__freeze": "backbone", "model__unfreeze": [{"at_epoch": 1, "layers": "top 1", "lr": 5.0}]}
+    settings |= {"data__val_fraction": 0.3}
     made = fit(built(tiny_model_dir, train_file, tmp_path / "run", trainer__max_epochs=2, **settings))
     best, last = (
         torch.load(next((tmp_path / "run" / "checkpoints").glob(f"{name}*.ckpt")), weights_only=True)

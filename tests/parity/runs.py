@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy
@@ -108,6 +109,12 @@ def fit(
         assert scratch is not None
         vars(recorder).update(torch.load(scratch / "rank0.pt", weights_only=True))
     return recorder
+
+
+def token_counts(tokenizer: Any, content: list[dict[str, Any]]) -> Any:
+    """How long rows are, by their numbers: what decides which of them are trained on in one step."""
+    counts = np.array([len(ids) for ids in tokenizer([row["text"] for row in content])["input_ids"]])
+    return lambda rows: counts[rows]
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:

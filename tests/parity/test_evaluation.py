@@ -15,6 +15,7 @@ from sklearn import metrics as sk
 from toy import toy_rows
 
 from lit_tune.callbacks.prediction_writer import PredictionWriter
+from lit_tune.module import FineTuneModule
 
 
 def write(path: Path, rows: list[dict]) -> Path:
@@ -130,6 +131,26 @@ def predictions(model: Path, data: Path, out: Path, ranks: int = 1, batch: int =
     module, datamodule = build(model, {"predict": str(data), "eval_batch_size": batch})
     run_trainer(ranks, (PredictionWriter(out),)).predict(module, datamodule=datamodule, return_predictions=False)
     return [json.loads(line) for line in out.read_text().splitlines()]
+
+
+def test_predictions_stay_in_order_although_rows_are_computed_by_length(tiny_model_dir, tmp_path, monkeypatch):
+    model = trained(tiny_model_dir, tmp_path / "model")
+    rows = [{"text": " ".join([row["text"]] * (1 + i % 5))} for i, row in enumerate(rows_of("single", 130))]
+    data = write(tmp_path / "rows.jsonl", rows)
+    computed = []
+    step = FineTuneModule.predict_step
+
+    def recorded(self, batch, batch_idx):
+        computed.extend(batch["example_ids"])
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(FineTuneModule, "predict_step", recorded)
+    found = predictions(model, data, tmp_path / "out.jsonl", batch=1)  # three stretches of 50 batches
+    assert computed != sorted(computed) == list(range(130))
+    assert [p["row"] for p in found] == list(range(130))
+    again = predictions(model, write(tmp_path / "back.jsonl", rows[::-1]), tmp_path / "back_out.jsonl", batch=64)
+    for a, b in zip(found, again[::-1], strict=True):
+        assert list(a["probabilities"].values()) == pytest.approx(list(b["probabilities"].values()), abs=1e-6)
 
 
 def test_metrics_equal_scikit_learn_on_the_dumped_predictions(tiny_model_dir, tmp_path):

@@ -4,12 +4,12 @@ import json
 
 import pytest
 import torch
-from parity.runs import NO_DROPOUT, build, fit
+from parity.runs import NO_DROPOUT, build, fit, token_counts
 from torch.nn.functional import cross_entropy
 from toy import toy_rows
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_scheduler
 
-from lit_tune.data.samplers import epoch_order
+from lit_tune.data.orders import steps
 
 NAMES = ["bad", "fine", "good"]
 LR, DECAY, STEPS, ROWS = 2e-3, 0.01, 50, 100
@@ -47,9 +47,10 @@ def plain_loop(tiny_model_dir, content):
     ]
     optimizer = torch.optim.AdamW(groups, lr=LR)
     schedule = get_scheduler("linear", optimizer, num_warmup_steps=5, num_training_steps=STEPS)
+    lengths = token_counts(tokenizer, content)
     losses, epoch = [], 0
     while len(losses) < STEPS:
-        for ids in epoch_order(ROWS, 42, epoch).split(16):
+        for ids in steps(ROWS, 16, 42, epoch, lengths):
             batch = [content[i] for i in ids.tolist()]
             inputs = tokenizer([r["text"] for r in batch], padding=True, return_tensors="pt")
             loss = cross_entropy(model(**inputs).logits, torch.tensor([NAMES.index(r["label"]) for r in batch]))
@@ -73,14 +74,15 @@ def test_50_losses_equal_a_plain_torch_loop(tiny_model_dir, rows):
 def test_50_losses_equal_hf_trainer_without_accumulation(tiny_model_dir, rows, tmp_path):
     from transformers import Trainer, TrainingArguments
 
-    _, path = rows
+    content, path = rows
     _, datamodule = build(tiny_model_dir, {"train": str(path), "val_fraction": 0, "train_batch_size": 16})
     datamodule.prepare("fit")
     collate = datamodule.collator()
 
     class InOurOrder(Trainer):
         def get_train_dataloader(self):
-            batches = [b.tolist() for epoch in range(8) for b in epoch_order(ROWS, 42, epoch).split(16)]
+            lengths = token_counts(datamodule.tokenizer, content)
+            batches = [b.tolist() for epoch in range(8) for b in steps(ROWS, 16, 42, epoch, lengths)]
             return [collate([datamodule.encoded["train"][i] for i in b]) for b in batches]
 
     arguments = TrainingArguments(

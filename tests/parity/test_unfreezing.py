@@ -6,13 +6,13 @@ import logging
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
-from parity.runs import NO_DROPOUT, fit, relative
+from parity.runs import NO_DROPOUT, fit, relative, token_counts
 from tiny_runs import Messages, fit_plain
 from torch.nn.functional import cross_entropy
 from toy import toy_rows, write_jsonl
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from lit_tune.data.samplers import epoch_order
+from lit_tune.data.orders import steps
 
 NAMES = ["bad", "fine", "good"]
 LR, OWN_LR, DECAY, ROWS, EPOCHS = 1e-2, 3e-3, 0.1, 33, 4
@@ -66,13 +66,13 @@ def plain_loop(model_dir, content):
         for group in groups_of(model, wanted, lr):
             optimizer.add_param_group(group)
 
-    step, weights = 0, []
+    step, weights, lengths = 0, [], token_counts(tokenizer, content)
     for epoch in range(EPOCHS):
         if epoch == 1:
             add(lambda n: "layer.1" in n or "pooler" in n, OWN_LR)
         if epoch == 3:
             add(lambda n: True, OWN_LR)
-        for ids in epoch_order(ROWS, 42, epoch).split(16):
+        for ids in steps(ROWS, 16, 42, epoch, lengths):
             if step == 7:
                 add(lambda n: "layer.0" in n, LR)
             batch = [content[i] for i in ids.tolist()]

@@ -136,15 +136,18 @@ def test_the_export_goes_on_with_a_text_in_a_pipeline(finished):
         AutoModelForCausalLM.from_pretrained(finished / "best"),
         AutoTokenizer.from_pretrained(finished / "best"),
     )
-    ids = tokenizer("mud rain")["input_ids"]
-    for _ in range(8):
-        if ids[-1] != tokenizer.eos_token_id:
-            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
     write = pipeline("text-generation", str(finished / "best"), device="cpu")
-    (found,) = write("mud rain", max_new_tokens=8, do_sample=False)
-    expected = tokenizer.decode(ids, skip_special_tokens=True)
-    assert found["generated_text"].replace(" ", "") == expected.replace(" ", "")  # a tokenizer of words has no spaces
-    assert len(ids) > 4
+    lengths = []
+    for text in ("mud rain", "steep", "long trail"):
+        ids = tokenizer(text)["input_ids"]
+        for _ in range(8):
+            if ids[-1] != tokenizer.eos_token_id:
+                ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+        (found,) = write(text, max_new_tokens=8, do_sample=False)
+        expected = tokenizer.decode(ids, skip_special_tokens=True)
+        assert found["generated_text"].replace(" ", "") == expected.replace(" ", "")  # words, without spaces
+        lengths.append(len(ids))
+    assert max(lengths) > 4
 
 
 def test_a_book_is_one_document_that_is_cut_and_not_truncated(files, tmp_path, capsys):

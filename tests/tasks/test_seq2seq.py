@@ -306,7 +306,7 @@ def test_units_are_targets_in_training_and_sources_in_evaluation(tokenizer):
         encoded = datasets.Dataset.from_dict(task.encode(rows, tokenizer, SPEC, 9))
         training, evaluated = (task.units(encoded, is_training, None) for is_training in (True, False))
         assert isinstance(training, Windows)
-        assert isinstance(evaluated, Merged) == task.group_sources
+        assert isinstance(evaluated.units, Merged) == task.group_sources
         assert len(training) == 5
         assert [len(f["labels"]) for f in training.read(range(5))] == [1] * 5
         units = evaluated.read(range(len(evaluated)))
