@@ -64,6 +64,7 @@ class FineTuneModule(L.LightningModule):
             regular expressions searched in parameter names.
         unfreeze: What is trained later of it: ``gradual`` (one layer per epoch from the top; ``{every_steps: 9}``), or
             stages: ``[{at_epoch: 1, layers: top 2, lr: 1.0e-5}, {at_step: 500, patterns: [encoder]}]``.
+        cache_features: What a frozen part of the model gives is computed once for each row and read from the disk then.
         add_tokens: Words for the vocabulary: a list, or a file, one per line; each begins as the mean of its pieces.
         add_special_tokens: The same for markers such as ``<e1>``, which are no part of a text.
         new_head: Replace the head of a model that was trained for other labels.
@@ -90,6 +91,7 @@ class FineTuneModule(L.LightningModule):
         compile: bool = False,
         freeze: str | list[str] | None = None,
         unfreeze: str | dict[str, Any] | list[dict[str, Any]] | None = None,
+        cache_features: bool = True,
         add_tokens: str | list[str] | None = None,
         add_special_tokens: list[str] = [],  # noqa: B006
         new_head: bool = False,
@@ -98,14 +100,14 @@ class FineTuneModule(L.LightningModule):
         log_parameter_norms: bool = False,
     ) -> None:
         super().__init__()
-        self.task, self.quantization = task, quantization
+        self.task, self.quantization, self.log_parameter_norms = task, quantization, log_parameter_norms
         self.model_name, self.revision, self.config_overrides = model_name_or_path, revision, config_overrides
         self.config_class = own_config(model_class, task.auto_class)
         self.from_scratch, self.dtype_name, self.attn_implementation = from_scratch, dtype, attn_implementation
         self.gradient_checkpointing, self.compile_model, self.new_head = gradient_checkpointing, compile, new_head
         self.freeze_patterns = [freeze] if isinstance(freeze, str) else list(freeze or [])
         self.unfreeze_settings, self.unfreezing = unfreeze_settings(unfreeze), Unfreezing()
-        self.adapter, self.log_parameter_norms = adapter_settings(adapter), log_parameter_norms
+        self.adapter, self.cache_features = adapter_settings(adapter), cache_features
         self.optimizer_settings = OptimizerSettings(**(optimizer or {}))
         self.schedule_settings = ScheduleSettings(**(lr_schedule or {}))
         self.distillation = Distillation(task, DistillationSettings(**(distillation or {})))
@@ -279,8 +281,7 @@ class FineTuneModule(L.LightningModule):
         """
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         gradients = [p.grad for p in parameters]
-        ranks, signum = self.trainer.world_size, interrupts.received()
-        totals = self._window.close(gradients, signum, ranks, self.sums_gradients)
+        totals = self._window.close(gradients, interrupts.received(), self.trainer.world_size, self.sums_gradients)
         self.stop_signal, self.is_step_skipped = totals.stop_signal, not totals.is_finite
         if self.is_step_skipped:
             for parameter in parameters:

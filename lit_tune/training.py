@@ -12,6 +12,7 @@ from lit_tune.callbacks.checkpoints import build_checkpoint_callbacks
 from lit_tune.callbacks.divergence import Divergence
 from lit_tune.callbacks.early_stopping import build_early_stopping
 from lit_tune.callbacks.eval_schedule import EvalSchedule
+from lit_tune.callbacks.frozen_features import FrozenFeatures
 from lit_tune.callbacks.graceful_stop import GracefulStop
 from lit_tune.callbacks.hang_watchdog import HangWatchdog
 from lit_tune.callbacks.hf_export import HFExport
@@ -66,6 +67,7 @@ def build_trainer(config: Namespace, verb: str, config_yaml: str, start: Start) 
         FreeSpace(run.checkpoints),
         metric_log,
         *progress,
+        FrozenFeatures(),
         Divergence(),
         overfit,
         SampleLog(run.samples),

@@ -28,6 +28,7 @@ RANK = {  # a unit may import only units of a strictly lower rank; equal rank = 
     "optim": 3,
     "tasks": 4,
     "preparation": 5,
+    "features": 5,
     "module": 6,
     "datamodule": 6,
     "callbacks": 6,

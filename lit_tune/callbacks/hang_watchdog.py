@@ -95,6 +95,14 @@ class HangWatchdog(Callback):
     def on_predict_batch_end(self, trainer: Any, *args: Any) -> None:
         self._moved("a batch of predictions", "predict")
 
+    def moved(self, doing: str) -> None:
+        """Called by other callbacks whose work is long.
+
+        Args:
+            doing: What has just been done.
+        """
+        self._moved(doing, "others")
+
     def on_save_checkpoint(self, trainer: Any, *args: Any) -> None:
         self._moved(f"the beginning of the save at step {trainer.global_step}", factor=SAVE)
 

@@ -89,7 +89,7 @@ def train_mode(model: nn.Module, is_whole: bool = False, tell: bool = True) -> N
         model: The model.
         is_whole: There is an adapter in it, which changes what all of it computes: dropout is on everywhere, as with
             peft used alone. Only running means of frozen normalisation layers stay, which no adapter saves.
-        tell: Say which submodules run in eval mode.
+        tell: Say in one line which submodules run in eval mode.
     """
     model.train()
     if is_whole:
@@ -97,10 +97,13 @@ def train_mode(model: nn.Module, is_whole: bool = False, tell: bool = True) -> N
             if isinstance(module, _BatchNorm) and not any(p.requires_grad for p in module.parameters()):
                 module.eval()
         return
-    for name, module in frozen_modules(model).items():
+    frozen = frozen_modules(model)
+    for module in frozen.values():
         module.eval()
-        if tell:
-            log.info("eval mode, because nothing in it is trained: %s", name)
+    if frozen and tell:
+        more = f" and {len(frozen) - _SHOWN_NAMES} more" if len(frozen) > _SHOWN_NAMES else ""
+        those = "it" if len(frozen) == 1 else "them"
+        log.info("eval mode, because nothing in %s is trained: %s%s", those, ", ".join([*frozen][:_SHOWN_NAMES]), more)
 
 
 def matching(model: nn.Module, pattern: str, where: str = _WHERE) -> set[str]:

@@ -1,0 +1,1 @@
+"""What the frozen part of a model gives, computed once for each row."""
