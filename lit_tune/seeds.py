@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+from functools import cache
 
 import numpy as np
 import torch
@@ -19,6 +20,15 @@ def batch_seed(seed: int, epoch: int, batch: int, rank: int) -> int:
 
 def seed_everything(seed: int) -> None:
     """Seed torch (all devices), numpy and Python."""
-    torch.manual_seed(seed)
+    if has_device():
+        torch.manual_seed(seed)
+    else:  # without a device torch formats the stack three times, to tell it once there is one: 1.3 ms for 7 us
+        torch.default_generator.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
+
+
+@cache
+def has_device() -> bool:
+    """Whether there is more than the processor, asked once: it takes longer than a seed."""
+    return torch.accelerator.is_available()

@@ -110,6 +110,14 @@ def test_the_cost_of_the_guard_is_measured_with_and_without_it(tmp_path):
 
 
 @pytest.mark.slow
+def test_epochs_on_frozen_features_are_timed_beside_hf_trainer(tmp_path):
+    report, printed = run("frozen.py", tmp_path, "--quick")
+    assert set(report["medians"]) == {"lit-tune", "HF Trainer"}
+    assert report["ratios"]["later"] > 0
+    assert "| ratio |" in printed
+
+
+@pytest.mark.slow
 def test_a_nan_loss_stops_lit_tune_and_nobody_else(tmp_path):
     cells, _ = run("faults_peers.py", tmp_path, "--cases", "one NaN loss")
     ours, *others = cells

@@ -65,6 +65,8 @@ CASES = {
         *("--model.freeze", "backbone", "--model.unfreeze", '{"every_steps": 4}', "--data.num_workers", "2"),
         *("--optimizer.layer_lr_decay", "0.8"),
     ],
+    "frozen backbone, accumulation 3": ["--model.freeze", "backbone", "--trainer.accumulate_grad_batches", "3"],
+    "frozen backbone, two ranks": ["--model.freeze", "backbone", *RANKS],
     "max_steps inside an epoch": ["--trainer.max_steps", "11", "--trainer.max_epochs", "-1"],
 }
 FEW = {  # in every `make test`: the end of an epoch, its last step but one, and one inside
