@@ -106,7 +106,7 @@ def is_wanted(trainer: Any, pl_module: Any) -> bool:
     if data.streaming or getattr(data.collator(), "is_random", False) or model.get_output_embeddings() is not None:
         return False
     train, val = data.units("train", training=True), data.units("val") if "val" in data.encoded else None
-    if type(train) is not WholeRows or type(val) not in (WholeRows, type(None)):
+    if not all(type(units) is WholeRows and "input_ids" in units.rows.column_names for units in (train, val or train)):
         return False
     steps = data.total_steps()
     is_repeated = steps is None or steps > -(-len(train) // data.effective_batch)

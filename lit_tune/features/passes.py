@@ -1,6 +1,5 @@
 """Forward passes over the rows of a run, and which part of its model need not be run again for them."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -37,8 +36,8 @@ class Passes:
         self.num_train = len(self.splits[0])
         self.collator = self.data.collator()
         lengths = np.concatenate([list_lengths(rows, "input_ids") for rows in self.splits])
-        self.order: list[int] = np.argsort(-lengths, kind="stable").tolist()
-        """The longest row first: rows of about the same length waste no padding."""
+        self.order = np.argsort(-lengths, kind="stable")
+        """(N,) the longest row first: rows of about the same length waste no padding."""
 
     def places(self) -> dict[str, np.ndarray]:
         """Stage -> our number of each of its rows."""
@@ -49,12 +48,11 @@ class Passes:
             found |= {"probe": probe.numbers} if isinstance(probe, Chosen) else {}
         return found
 
-    def batch(self, rows: Sequence[int]) -> Batch:
+    def batch(self, rows: np.ndarray) -> Batch:
         """Some rows, on the device."""
-        features = [
-            self.splits[0][row] if row < self.num_train else self.splits[1][row - self.num_train] for row in rows
-        ]
-        batch = self.trainer.precision_plugin.convert_input(collate(features, list(rows), self.collator))
+        ids: list[int] = rows.tolist()
+        features = [self.splits[0][i] if i < self.num_train else self.splits[1][i - self.num_train] for i in ids]
+        batch = self.trainer.precision_plugin.convert_input(collate(features, ids, self.collator))
         return self.trainer.strategy.batch_to_device(batch)
 
     def run(self, batch: Batch, seed: int = 0) -> Any:
