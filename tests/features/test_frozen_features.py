@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lit_tune.callbacks.frozen_features import FrozenFeatures
 from lit_tune.data.features import FeatureFile
-from lit_tune.data.samplers import epoch_order
+from lit_tune.data.orders import steps
 from lit_tune.features import recording
 
 pytestmark = pytest.mark.filterwarnings("ignore:Found .* module.s. in eval mode")
@@ -115,7 +115,8 @@ def test_losses_equal_a_plain_loop_with_the_backbone_in_eval_mode(model_dir, tmp
     content = toy_rows(ROWS)
     overrides = {"classifier_dropout": 0.0}  # that of the backbone stays
     settings = {"lr_schedule__name": "constant", "lr_schedule__warmup": 0, "optimizer__weight_decay": 0.0}
-    kept = run(model_dir, tmp_path, content, data__val_fraction=0, model__config_overrides=overrides, **settings)
+    settings |= {"data__val_fraction": 0, "data__group_by_length": False, "model__config_overrides": overrides}
+    kept = run(model_dir, tmp_path, content, **settings)
 
     torch.manual_seed(42)
     model = AutoModelForSequenceClassification.from_pretrained(model_dir, num_labels=3, **overrides).train()
@@ -124,7 +125,7 @@ def test_losses_equal_a_plain_loop_with_the_backbone_in_eval_mode(model_dir, tmp
     optimizer = torch.optim.AdamW(model.classifier.parameters(), lr=LR, weight_decay=0.0)
     losses = []
     for epoch in range(EPOCHS):
-        for ids in epoch_order(ROWS, 42, epoch).split(BATCH):
+        for ids in steps(ROWS, BATCH, 42, epoch):
             batch = [content[i] for i in ids.tolist()]
             inputs = tokenizer([r["text"] for r in batch], padding=True, return_tensors="pt")
             loss = cross_entropy(model(**inputs).logits, torch.tensor([NAMES.index(r["label"]) for r in batch]))
