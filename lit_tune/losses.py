@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from lit_tune.errors import ConfigError
 
@@ -48,26 +49,47 @@ def cross_entropy(
 
 
 def token_losses(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Softmax cross-entropy in nats of each token: (B, T), 0 where nothing is predicted.
+    """Softmax cross-entropy in nats of each token: (N,), 0 where nothing is predicted.
 
-    The logits in full precision and their gradient are what takes memory here: 8 bytes x B x T x V.
+    Logits in full precision, their logarithms of probabilities and their gradient are what takes memory here: 12 bytes
+    x N x V. See :func:`in_chunks`.
 
     Args:
-        logits: (B, T, V).
-        labels: (B, T) int64; -100 does not count.
+        logits: (N, V).
+        labels: (N,) int64; -100 does not count.
         label_smoothing: Share of the target mass spread evenly over all tokens, in [0, 1).
 
-    >>> token_losses(torch.zeros(1, 2, 2), torch.tensor([[1, -100]]))
-    tensor([[0.6931, 0.0000]])
+    >>> token_losses(torch.zeros(2, 2), torch.tensor([1, -100]))
+    tensor([0.6931, 0.0000])
     """
-    flat = functional.cross_entropy(
-        _full_precision(logits.flatten(0, 1)),
-        labels.flatten(),
+    return functional.cross_entropy(
+        _full_precision(logits),
+        labels,
         ignore_index=IGNORE_INDEX,
         label_smoothing=label_smoothing,
         reduction="none",
     )
-    return flat.view(labels.shape)
+
+
+def in_chunks(measure: Callable[[Tensor, Tensor], Tensor], states: Tensor, labels: Tensor, chunk: int) -> Tensor:
+    """What is measured of each token, a few of them at a time; in training nothing in between is kept.
+
+    It is computed again in the backward pass: of a language model's head that is a third more of work, and its logits
+    never stand in memory together. Numbers and gradients are those of all tokens at once.
+
+    Args:
+        measure: Maps (n, H) and (n,) to (n, ...), each token by itself.
+        states: (N, H).
+        labels: (N,).
+        chunk: Most tokens at a time; all of them in one are not computed again.
+
+    >>> in_chunks(token_losses, torch.zeros(3, 2), torch.tensor([1, 0, 1]), chunk=2)
+    tensor([0.6931, 0.6931, 0.6931])
+    """
+    parts = list(zip(states.split(chunk), labels.split(chunk), strict=True))
+    if len(parts) == 1 or not torch.is_grad_enabled():
+        return torch.cat([measure(*part) for part in parts])
+    return torch.cat([checkpoint(measure, *part, use_reentrant=False) for part in parts])
 
 
 def focal(logits: Tensor, labels: Tensor, *, gamma: float, class_weights: Tensor | None = None) -> LossParts:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from lit_tune.data.documents import IDS, TEXT_BYTES, Blocks, ListedDocuments
+from lit_tune.data.documents import IDS, PREDICTED, TEXT_BYTES, Blocks, ListedDocuments
 from lit_tune.data.vocabulary import Vocabulary
 from lit_tune.losses import IGNORE_INDEX
 
@@ -57,6 +57,15 @@ def pad(rows: Sequence[Sequence[int]], fill: int, width: int, side: str) -> torc
     for line, row in zip(out, rows, strict=True):
         line[slice(width - len(row), None) if side == "left" else slice(len(row))] = row
     return torch.from_numpy(out)
+
+
+def places_of(labels: torch.Tensor) -> torch.Tensor:
+    """(N,) where in flattened labels (B, T) a token is predicted.
+
+    >>> places_of(torch.tensor([[7, -100], [-100, 9]])).tolist()
+    [0, 3]
+    """
+    return (labels.flatten() != IGNORE_INDEX).nonzero()[:, 0]
 
 
 def pad_inputs(features: Sequence[Mapping[str, Any]], padding: Padding) -> dict[str, Any]:
@@ -173,7 +182,8 @@ class TargetCollator:
     """Pads sources and their targets; a source with several targets stands there once for each of them.
 
     Beside what the model reads, N rows in all, the batch has ``labels`` (N, U), -100 in padding, and under ``aside``
-    ``first_rows`` (B,), the row of each source's first target, and ``references``, the texts of each source's targets.
+    ``first_rows`` (B,), the row of each source's first target, ``references``, the texts of each source's targets, and
+    ``predicted``.
 
     Args:
         padding: How sources become a rectangle; its side is the right one.
@@ -194,7 +204,11 @@ class TargetCollator:
         targets = [target for f in features for target in f["labels"]]
         like = replace(self.padding, length=self.max_targets if self.padding.length else None)
         batch["labels"] = pad(targets, IGNORE_INDEX, like.width([len(t) for t in targets]), "right")
-        return {**batch, "aside": {"first_rows": firsts, "references": [f["references"] for f in features]}}
+        references = [f["references"] for f in features]
+        return {
+            **batch,
+            "aside": {"first_rows": firsts, "references": references, PREDICTED: places_of(batch["labels"])},
+        }
 
 
 @dataclass(frozen=True)
@@ -246,7 +260,8 @@ class BlockCollator:
     """Pads blocks (``data.documents``); whole documents, as a stream or ``predict`` gives them, are cut here.
 
     Beside what the model reads, the batch has ``labels`` (B, T): the token that follows, -100 where none counts; and
-    under ``aside`` ``text_bytes`` and ``num_tokens`` (B,), and for whole documents ``document_of_row`` (B,).
+    under ``aside`` ``text_bytes`` and ``num_tokens`` (B,), ``predicted``, and for whole documents ``document_of_row``
+    (B,).
 
     Packed blocks have ``position_ids`` and no mask; their padding is a document of its own, which nobody looks at.
 
@@ -274,6 +289,7 @@ class BlockCollator:
             width = inputs[IDS].shape[1]
         aside |= {TEXT_BYTES: torch.tensor([f[TEXT_BYTES] for f in features]), "num_tokens": torch.tensor(lengths)}
         labels = pad([f["labels"] for f in features], IGNORE_INDEX, width, "right")
+        aside[PREDICTED] = places_of(labels)
         return {**inputs, "labels": labels, "aside": aside}
 
     def cut(self, features: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], torch.Tensor]:

@@ -18,6 +18,8 @@ TEXT_BYTES = "text_bytes"
 """Column with the bytes of a document's text as UTF-8."""
 IS_TARGET = "is_target"
 """Column with 1 for each token that is to be predicted, 0 for others; where it is missing, all are."""
+PREDICTED = "predicted"
+"""Of a batch: (N,) where in its flattened labels a token is predicted; on a GPU nobody has to wait for their number."""
 
 
 class Documents(Protocol):

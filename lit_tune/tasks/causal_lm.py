@@ -17,7 +17,8 @@ from lit_tune.data.texts import read_texts
 from lit_tune.data.units import Units, WholeRows
 from lit_tune.models.text_reader import TextReader
 from lit_tune.tasks.base import Batch, Collator, Features, Rows, Spec
-from lit_tune.tasks.language_modeling import NextToken, TokenScores, document_records
+from lit_tune.tasks.language_modeling import NextToken, document_records
+from lit_tune.tasks.token_scores import TokenScores
 
 PROBLEM = "causal_language_modeling"
 KEY = "task.init_args.text_column"

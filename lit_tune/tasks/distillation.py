@@ -105,11 +105,11 @@ class Distillation:
 
     def loss(self, outputs: Any, batch: Batch, spec: Spec) -> LossParts:
         """(Summed loss, denominator) of what the model has computed."""
-        hard_sum, denominator = self.task.loss(outputs, batch, spec)
         if self.answers is None:
-            return hard_sum, denominator
-        logits = self.task.imitated(outputs, batch)
+            return self.task.loss(outputs, batch, spec)
+        logits = self.task.imitated(outputs, batch)  # first: language modelling then takes the loss of these, too
         assert logits is not None
+        hard_sum, _ = self.task.loss(outputs, batch, spec)
         wanted = self.answers(batch)
         logits = logits[:, : wanted.shape[1]]  # a vocabulary may be padded
         soft_sum, count = measure(spec, self.settings.temperature)(logits, wanted)

@@ -24,8 +24,9 @@ from lit_tune.models.chat_templates import read_template, use_template
 from lit_tune.models.generation import generation_settings, set_generation, write_texts
 from lit_tune.models.text_reader import TextReader
 from lit_tune.tasks.base import Batch, Collator, Features, Rows, Spec
-from lit_tune.tasks.language_modeling import NextToken, TokenScores
+from lit_tune.tasks.language_modeling import NextToken
 from lit_tune.tasks.scorers import build_scorers
+from lit_tune.tasks.token_scores import TokenScores
 
 PROBLEM = "instruction_tuning"
 KEY = "task.init_args."

@@ -32,8 +32,9 @@ from lit_tune.models.text_reader import TextReader
 from lit_tune.tasks.base import Batch, Collator, Features, Rows, Spec, Task
 from lit_tune.tasks.classification_report import totals
 from lit_tune.tasks.evaluation import SAMPLES_KEPT
-from lit_tune.tasks.language_modeling import EXPORT_POSITIONS, TokenScores, score_tokens, unigram_scores
+from lit_tune.tasks.language_modeling import unigram_scores
 from lit_tune.tasks.target_tokens import begin_in, encode_sources, encode_targets, end_token, set_languages
+from lit_tune.tasks.token_scores import EXPORT_POSITIONS, TokenScores, score_tokens
 
 log = logging.getLogger("lit_tune")
 PROBLEM = "sequence_to_sequence"

@@ -18,10 +18,10 @@ from lit_tune.data.split import Split
 from lit_tune.errors import ConfigError, DataError, ModelError
 from lit_tune.metrics import scalars
 from lit_tune.models.text_reader import TextReader
-from lit_tune.tasks import language_modeling
+from lit_tune.tasks import token_scores
 from lit_tune.tasks.base import Spec
 from lit_tune.tasks.causal_lm import PROBLEM, CausalLM
-from lit_tune.tasks.language_modeling import TokenScores
+from lit_tune.tasks.token_scores import TokenScores
 
 SPEC = Spec(PROBLEM, unit="token")
 
@@ -113,13 +113,14 @@ def test_loss_and_metrics_are_those_of_each_document_alone(folder, packing, max_
 
 def test_evaluation_in_parts_changes_nothing_and_keeps_no_logits(llama, monkeypatch):
     model, rows, task = loaded(llama), encoded(llama, TEXTS), CausalLM()
-    monkeypatch.setattr(language_modeling, "EXPORT_POSITIONS", 5)
+    monkeypatch.setattr(token_scores, "EXPORT_POSITIONS", 5)
     batch = next(batches(task, llama, rows, 12, size=8))
     with torch.no_grad():
         whole = task.forward(model, batch)
-        monkeypatch.setattr(language_modeling, "LOGITS_AT_ONCE", 3 * 12 * 22)
+        monkeypatch.setattr(token_scores, "LOGITS_AT_ONCE", 3 * 12 * 22)
         shapes = []
-        handle = model.register_forward_hook(lambda module, given, outputs: shapes.append(outputs.logits.shape[0]))
+        layer = model.model.layers[0]
+        handle = layer.register_forward_pre_hook(lambda module, given: shapes.append(given[0].shape[0]))
         parts = task.forward(model, batch)
         handle.remove()
     assert shapes == [3, 3, 2]
@@ -130,6 +131,7 @@ def test_evaluation_in_parts_changes_nothing_and_keeps_no_logits(llama, monkeypa
     assert trained.losses.requires_grad
     assert torch.allclose(task.scores(parts), trained.logits[:, :5], rtol=0, atol=1e-12)
     assert torch.allclose(trained.losses, parts.losses, rtol=0, atol=1e-12)
+    assert torch.equal(trained.is_right, parts.is_right)
 
 
 def test_accuracy_is_the_share_of_tokens_that_were_the_likeliest(llama):
@@ -175,7 +177,7 @@ def test_a_batch_of_texts_in_which_nothing_is_predicted(llama):
 
 def test_a_broken_model_gives_nan(llama):
     task, (batch,) = CausalLM(), batches(CausalLM(), llama, None, 64, units=None or _units(llama, ["mud rain"]))
-    scores = TokenScores(batch["labels"], logits=torch.full((1, batch["labels"].shape[1], 22), torch.nan))
+    scores = TokenScores(batch["labels"], torch.full((1, batch["labels"].shape[1], 22), torch.nan))
     assert math.isnan(task.decode(scores, batch, SPEC)[0]["loss"])
 
 

@@ -26,8 +26,8 @@ from lit_tune.errors import ConfigError, DataError, ModelError, ProblemList
 from lit_tune.models.encoder_decoder import decoder_inputs, require_decoder, require_start
 from lit_tune.tasks.base import Spec
 from lit_tune.tasks.examination import examine
-from lit_tune.tasks.language_modeling import TokenScores
 from lit_tune.tasks.seq2seq import PROBLEM, Seq2Seq, Written
+from lit_tune.tasks.token_scores import TokenScores
 
 SPEC = Spec(PROBLEM)
 
