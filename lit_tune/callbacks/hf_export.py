@@ -19,6 +19,7 @@ from lit_tune.data.loader import collate
 from lit_tune.durable import fingerprints, sync_folder, sync_tree, temporary_of
 from lit_tune.errors import NumericsError, StorageError
 from lit_tune.models.assembly import load_as_anyone, save
+from lit_tune.models.freezing import evaluating
 from lit_tune.run_dir import EXPORT_HASHES, RunDir
 
 log = logging.getLogger("lit_tune")
@@ -158,12 +159,9 @@ def first_batch(trainer: Any) -> dict[str, Any]:
 @torch.inference_mode()
 def logits_of(task: Any, model: Any, batch: dict[str, Any], device: torch.device) -> torch.Tensor:
     """Logits without autocast, in eval mode, on the CPU."""
-    was_training = model.training
-    model.eval()
     moved = move_data_to_device(batch, device)
-    logits = task.scores(task.forward(model, moved)).detach().cpu()
-    model.train(was_training)
-    return logits
+    with evaluating(model):
+        return task.scores(task.forward(model, moved)).detach().cpu()  # type: ignore[no-any-return]
 
 
 def reference_logits(trainer: Any, pl_module: Any) -> torch.Tensor | None:

@@ -2,6 +2,8 @@
 
 import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import nn
@@ -78,6 +80,18 @@ def frozen_modules(model: nn.Module) -> dict[str, nn.Module]:
 
     visit("", model)
     return found
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode for a while; then each submodule is in its own mode again, which ``model.train()`` would not do."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, was_training in modes.items():
+            module.training = was_training
 
 
 def train_mode(model: nn.Module, is_whole: bool = False, tell: bool = True) -> None:

@@ -11,6 +11,7 @@ import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedModel
 
 from lit_tune.errors import ModelError
+from lit_tune.models.freezing import evaluating
 
 LOOK_ACROSS = (
     *("bert", "bert-generation", "biogpt", "camembert", "data2vec-text", "electra", "falcon", "megatron-bert"),
@@ -54,13 +55,9 @@ def check_apart(model: PreTrainedModel) -> None:
         return  # these kernels run on GPUs only, and take the documents apart by themselves
     vocabulary = int(model.config.get_text_config().vocab_size)
     one, other, second = ((torch.arange(PROBE_TOKENS) * step + step) % vocabulary for step in (3, 5, 7))
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         packed, changed = (_logits(model, (first, second), device) for first in (one, other))
         alone = _logits(model, (second,), device)
-    finally:
-        model.train(was_training)
     scale = float(alone.abs().max())
     difference = max(float((found - alone).abs().max()) for found in (packed, changed))
     if not difference <= TOLERANCE.get(model.dtype, 0.05) * max(scale, 1e-6):

@@ -121,8 +121,10 @@ def test_a_config_without_a_decoder_is_not_packed():
 
 def test_the_probe_leaves_the_model_in_its_mode_and_draws_nothing():
     model = model_of("llama", torch.float32).train()
+    model.model.layers[0].eval()  # frozen, say
+    modes = [module.training for module in model.modules()]
     torch.manual_seed(3)
     before = torch.random.get_rng_state()
     check_apart(model)
-    assert model.training
+    assert [module.training for module in model.modules()] == modes
     assert torch.equal(torch.random.get_rng_state(), before)
