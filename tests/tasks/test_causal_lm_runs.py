@@ -14,6 +14,8 @@ from toy import make_tiny_decoder, toy_documents, write_jsonl
 from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig, pipeline
 
 from lit_tune.__main__ import main
+from lit_tune.models import output_layer
+from lit_tune.tasks import token_scores
 from lit_tune.tasks.causal_lm import CausalLM
 
 
@@ -45,6 +47,16 @@ def test_any_cut_gives_the_same_gradient_and_metrics(packing, run):
     reference = run(16, task=task)
     for batch, accumulate, eval_batch in CUTS:
         same(reference, run(batch, accumulate, eval_batch=eval_batch, task=task))
+
+
+@pytest.mark.parametrize("kind", ["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
+def test_chunks_of_the_loss_give_the_same_gradient(kind, files, monkeypatch):
+    """In any cut; of the logits of all tokens at once, as of a model that changes them, too."""
+    chunked = run(files, 16, kind=kind)
+    monkeypatch.setattr(token_scores, "SMALLEST_CHUNK", 1)
+    same(chunked, run(files, 4, 4, kind=kind))
+    monkeypatch.setattr(output_layer, "is_last", lambda *given: False)
+    same(chunked, run(files, 16, kind=kind))
 
 
 @pytest.mark.ddp
