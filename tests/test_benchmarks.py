@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from toy import toy_descriptions, toy_questions
+from toy import toy_chats, toy_descriptions, toy_questions, write_jsonl
 from transformers import AutoTokenizer
 
 from lit_tune.data.collators import Padding
@@ -55,6 +55,27 @@ def check_lit_tune(cells: list[dict]) -> None:
         assert cell.get("gradient_error", 0.0) <= 1e-10, cell
         tolerance = 1e-10 if cell["stage"] == "train" else 1e-6  # what passes through Lightning's self.log is float32
         assert cell["loss"] == pytest.approx(cell["true_loss"], rel=tolerance), cell
+
+
+@pytest.mark.slow
+def test_the_loss_in_chunks_takes_a_quarter_of_the_memory_and_has_the_same_gradients(tmp_path):
+    sizes = ("--vocabulary", "32000", "--hidden", "64", "--tokens", "4096", "--rounds", "1")
+    report, printed = run("lm_loss.py", tmp_path, *sizes)
+    assert report["gradient_difference"] < 1e-6
+    assert report["peak_bytes"]["in chunks"] < 0.25 * report["peak_bytes"]["all at once"]
+    assert "peak in chunks" in printed
+
+
+@pytest.mark.slow
+def test_packed_and_padded_runs_are_timed_on_the_same_conversations(tmp_path):
+    for name, seed in (("train", 1), ("test", 2)):
+        write_jsonl(tmp_path / f"{name}.jsonl", toy_chats(40, seed=seed))
+    options = ("--data", str(tmp_path), "--conversations", "40", "--rounds", "1", "--peers", "lit_tune", "hf_trainer")
+    report, printed = run("packing.py", tmp_path, *options)
+    for runs in report["runs"].values():
+        assert runs[0]["steps"] >= 1
+        assert 0 < runs[0]["test_loss"] < 9
+    assert "lit_tune" in printed
 
 
 @pytest.mark.slow

@@ -41,7 +41,7 @@ def linear_loss_sum(layer: nn.Linear, states: Tensor, labels: Tensor, label_smoo
         label_smoothing: Share of the target mass spread evenly over all tokens, in [0, 1).
         chunk: Most tokens whose logits are in memory at a time.
 
-    >>> layer = nn.Linear(3, 2, bias=False)
+    >>> layer = nn.Linear(3, 2, bias=False).requires_grad_(False)
     >>> round(float(linear_loss_sum(layer, torch.zeros(4, 3), torch.tensor([0, 1, 1, 0]), 0.0, chunk=3)), 4)
     2.7726
     """
