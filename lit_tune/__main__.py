@@ -33,6 +33,7 @@ VERBS: dict[str, str] = {
     "export": "write the run's verified best weights to a folder: as they are, merged, in half precision, or as ONNX",
     "push": "upload the run's verified best weights to the Hugging Face Hub, as one commit of a private repository",
     "schema": "print the JSON schema of a config, for editors that complete and check YAML",
+    "completion": "print a script that lets bash or zsh complete verbs, options and keys, at once",
 }
 """Verb -> one line, the summary of its function; one file each in ``lit_tune/commands``."""
 
@@ -208,7 +209,7 @@ def _say(error: LitTuneError, debug: bool) -> int:
 def _overview() -> str:
     lines = []
     for verb, text in VERBS.items():
-        lines.append(f"  {verb:<10}{text}")
+        lines.append(f"  {verb:<12}{text}")
     return OVERVIEW.format(version=__version__, verbs="\n".join(lines))
 
 

@@ -46,7 +46,7 @@ def test_the_overview_lists_every_verb(capsys):
     main(["--help"])
     text = capsys.readouterr().out
     for verb, line in VERBS.items():
-        assert f"  {verb:<10}{line}" in text
+        assert f"  {verb:<12}{line}" in text
     assert all(len(line) <= 120 for line in text.splitlines())
 
 
