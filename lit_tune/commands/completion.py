@@ -13,7 +13,9 @@ from lit_tune.preflight.trainer_rules import NOT_OFFERED
 
 
 def completion(shell: Shell = "bash", output: Path | None = None) -> None:
-    """Print a script that lets the shell complete verbs, options and keys, at once and without starting Python.
+    """Print a script that lets bash or zsh complete verbs, options and keys, at once.
+
+    The script starts no Python; make it again after an update of lit-tune.
 
     Args:
         shell: Which shell: bash or zsh.
