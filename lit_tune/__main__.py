@@ -20,7 +20,6 @@ from lit_tune.errors import ConfigError, LitTuneError, nearest
 from lit_tune.foreign_errors import in_our_words
 from lit_tune.imports import allow_import, allow_remote_code
 from lit_tune.interrupts import Interruption
-from lit_tune.light_imports import import_torchmetrics_lightly
 from lit_tune.preflight.versions import refuse_malware
 from lit_tune.ranks import join_ranks, tell_rank_zero, watch_rank_zero
 
@@ -163,7 +162,6 @@ def _load(verb: str) -> Callable[..., Any]:
     # torch reads it when it is imported: operators that Apple's GPUs lack then run on the CPU instead of failing
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     refuse_malware()
-    import_torchmetrics_lightly()  # before Lightning imports all of it
     module = importlib.import_module(f"lit_tune.commands.{verb}")
     return getattr(module, verb)
 

@@ -1,12 +1,10 @@
 """The import allow-list: what is refused must not have been imported."""
 
-import json
 import subprocess
 import sys
 
 import pytest
 import torch
-import torchmetrics
 
 from lit_tune import imports
 from lit_tune.errors import ConfigError
@@ -162,35 +160,3 @@ for path in ["torch.optim.SGD", "torch.load", "os.system", "lit_tune.tasks.base.
 def test_the_module_itself_needs_no_torch():
     script = "import sys, lit_tune.imports; assert 'torch' not in sys.modules and 'jsonargparse' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
-
-
-@pytest.fixture(scope="module")
-def imported_for_an_error():
-    """The modules that `lit-tune fit` has imported when it has found a mistake, and what torchmetrics still gives."""
-    script = """
-import json, sys
-from lit_tune.__main__ import main
-code = main(["fit", "--data.train", "a.csv", "--model.model_name_or_path", "m", "--optimizer.lrr", "1"])
-found = sorted(sys.modules)
-from torchmetrics.text import BLEUScore
-import torchmetrics
-whole = {name: repr(getattr(torchmetrics, name)) for name in torchmetrics.__all__}
-print(json.dumps([code, found, whole, issubclass(BLEUScore, torchmetrics.Metric), type(torchmetrics).__name__]))
-"""
-    done = subprocess.run([sys.executable, "-c", script], check=True, timeout=300, capture_output=True, text=True)
-    assert "optimizer.lrr: no such key; did you mean optimizer.lr?" in done.stderr
-    return json.loads(done.stdout)
-
-
-def test_a_config_error_needs_no_metrics_but_the_base_classes(imported_for_an_error):
-    code, found, *_ = imported_for_an_error
-    assert code == 2
-    assert {"lightning.pytorch.cli", "torchmetrics.metric", "torchmetrics.collections"} <= set(found)
-    assert {"torchmetrics.functional", "torchmetrics.text", "scipy.signal", "peft", "tensorboard"} & set(found) == set()
-
-
-def test_torchmetrics_is_whole_for_who_asks_for_more(imported_for_an_error):
-    *_, names, is_same_class, kind = imported_for_an_error
-    assert names == {name: repr(getattr(torchmetrics, name)) for name in torchmetrics.__all__}
-    assert is_same_class
-    assert kind == "module"
