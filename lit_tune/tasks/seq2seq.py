@@ -266,10 +266,8 @@ class Seq2Seq(Task):
         limit = math.inf if self.generate_rows is None else self.generate_rows
         if not self.scored:
             limit = min(limit, SAMPLES_KEPT)
-        elif stage == "test":
-            limit = math.inf
-        elif stage == "probe":
-            limit = min(limit, PROBE_ROWS)
+        elif stage in ("test", "probe"):
+            limit = math.inf if stage == "test" else min(limit, PROBE_ROWS)
         return len([row for row in rows if row < limit])
 
     def samples(self, outputs: Written, batch: Batch) -> list[dict[str, str]]:
