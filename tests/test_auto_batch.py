@@ -124,6 +124,7 @@ def test_a_validation_that_needs_too_much_is_cut_smaller_too(files, tmp_path):
     assert [x["step"] for x in lines(run / "metrics.jsonl") if "val/loss" in x] == [6, 12]
 
 
+@pytest.mark.slow
 def test_a_single_row_that_does_not_fit_is_exit_8(files, tmp_path, capsys):
     run = tmp_path / "run"
     assert fit(files, run, ALWAYS) == 8

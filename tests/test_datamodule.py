@@ -115,6 +115,7 @@ def test_a_streamed_step_does_not_depend_on_cuts_and_workers(tiny_model_dir, row
         assert all(torch.allclose(w, other.weights[n], rtol=0, atol=1e-10) for n, w in reference.weights.items())
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
 def test_a_streamed_step_does_not_depend_on_ranks(tiny_model_dir, rows_jsonl, tmp_path):
     reference = streamed(tiny_model_dir, rows_jsonl, batch=8)

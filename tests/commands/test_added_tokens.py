@@ -85,6 +85,7 @@ def test_a_head_over_new_words_and_the_cache_of_rows_that_are_cut_otherwise(file
     assert max(record["probabilities"].values()) == pytest.approx(theirs["score"], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_an_adapter_trains_and_saves_the_rows_of_new_tokens_alone(files, tmp_path):
     from peft import PeftConfig, PeftModel
 

@@ -205,6 +205,7 @@ def test_a_run_killed_while_it_writes_leaves_nothing_that_is_read(model_dir, tmp
     assert file.read_bytes() == content
 
 
+@pytest.mark.slow
 def test_a_file_that_was_cut_is_made_again_and_one_that_holds_something_else_is_removed(
     model_dir, tmp_path, cache, messages
 ):
@@ -220,6 +221,7 @@ def test_a_file_that_was_cut_is_made_again_and_one_that_holds_something_else_is_
     assert any("did not hold what the model gives" in text for text in messages)
 
 
+@pytest.mark.slow
 def test_other_weights_and_other_rows_have_files_of_their_own(model_dir, tmp_path, cache):
     run(model_dir, tmp_path)
     other = shutil.copytree(model_dir, tmp_path / "other")

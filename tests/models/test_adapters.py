@@ -305,7 +305,7 @@ class Seen(Callback):
         self.losses.append(outputs["loss"].item())
 
 
-@pytest.mark.parametrize("kind", ["lora", "ia3"])
+@pytest.mark.parametrize("kind", ["lora", pytest.param("ia3", marks=pytest.mark.slow)])
 def test_losses_are_those_of_peft_used_directly(tiny_model_dir, data, tmp_path, kind):
     """Same base, same seed for head and adapter, same rows: the adapter is peft's, and so is each step."""
     settings = {"optimizer__weight_decay": 0.0, "lr_schedule__name": "constant", "lr_schedule__warmup": 0}
@@ -334,7 +334,10 @@ KINDS = {
 }
 
 
-@pytest.fixture(scope="module", params=KINDS)
+QUICK = ("lora", "prompt_tuning")
+
+
+@pytest.fixture(scope="module", params=[k if k in QUICK else pytest.param(k, marks=pytest.mark.slow) for k in KINDS])
 def run(request, tiny_model_dir, data, tmp_path_factory):
     """A finished run for each kind of adapter."""
     folder = tmp_path_factory.mktemp(request.param)

@@ -50,13 +50,14 @@ def test_any_cut_gives_the_same_gradient_and_metrics(packing, run):
 
 
 @pytest.mark.parametrize("kind", ["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
-def test_chunks_of_the_loss_give_the_same_gradient(kind, files, monkeypatch):
+def test_chunks_of_the_loss_give_the_same_gradient(kind, files, run, monkeypatch):
     """In any cut; of the logits of all tokens at once, as of a model that changes them, too."""
-    chunked = run(files, 16, kind=kind)
+    of_kind = replace(run, model=files / kind)
+    chunked = of_kind(16)
     monkeypatch.setattr(token_scores, "SMALLEST_CHUNK", 1)
-    same(chunked, run(files, 4, 4, kind=kind))
+    same(chunked, of_kind(4, 4))
     monkeypatch.setattr(output_layer, "is_last", lambda *given: False)
-    same(chunked, run(files, 16, kind=kind))
+    same(chunked, of_kind(16))
 
 
 @pytest.mark.ddp
