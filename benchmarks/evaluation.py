@@ -10,6 +10,7 @@ lines appended.
 import argparse
 import csv
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -20,16 +21,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from throughput import FILES, built, first_rows, fresh_model
+from throughput import FILES, built, first_rows, fresh_model, max_length
 
 BATCH = 64
 
 
-def lit_tune(rows: Path, model: str, max_length: int, scratch: Path) -> dict[str, float]:
+def lit_tune(rows: Path, model: str, length: int, scratch: Path) -> dict[str, float]:
     """``lit-tune``'s validation, through Lightning's trainer."""
     from lightning.pytorch.callbacks import LambdaCallback
 
-    trainer, module, datamodule = built(rows, model, max_length, scratch, verb="validate")
+    trainer, module, datamodule = built(rows, model, length, scratch, verb="validate")
     seconds: list[float] = []
     trainer.callbacks.append(
         LambdaCallback(
@@ -42,7 +43,7 @@ def lit_tune(rows: Path, model: str, max_length: int, scratch: Path) -> dict[str
     return {"seconds": seconds[-1] + seconds[-2], "loss": float(trainer.callback_metrics["val/loss"])}
 
 
-def hf_trainer(rows: Path, model: str, max_length: int, scratch: Path) -> dict[str, float]:
+def hf_trainer(rows: Path, model: str, length: int, scratch: Path) -> dict[str, float]:
     """``Trainer.evaluate``."""
     from datasets import Dataset
     from sklearn.metrics import accuracy_score, f1_score
@@ -55,7 +56,7 @@ def hf_trainer(rows: Path, model: str, max_length: int, scratch: Path) -> dict[s
     tokenizer = AutoTokenizer.from_pretrained(model)
     with rows.open(encoding="utf-8", newline="") as file:
         data = Dataset.from_list([{"text": r["text"], "labels": int(r["label"])} for r in csv.DictReader(file)])
-    data = data.map(lambda r: tokenizer(r["text"], truncation=True, max_length=max_length), remove_columns=["text"])
+    data = data.map(lambda r: tokenizer(r["text"], truncation=True, max_length=length), remove_columns=["text"])
     options: dict[str, Any] = {"report_to": "none", "use_cpu": True, "disable_tqdm": True}
     arguments = TrainingArguments(str(scratch / "hf"), per_device_eval_batch_size=BATCH, **options)
     trainer = Trainer(fresh_model(model), arguments, DataCollatorWithPadding(tokenizer), compute_metrics=compute)
@@ -88,10 +89,11 @@ def main() -> None:
             torch.manual_seed(0)
             whole = scratch / "model"
             fresh_model(options.model).save_pretrained(whole)
-            for file in Path(options.model).glob("*token*"):
-                (whole / file.name).write_bytes(file.read_bytes())
-            (whole / "vocab.txt").write_bytes((Path(options.model) / "vocab.txt").read_bytes())
-            print(json.dumps(PEERS[options.only](rows, str(whole), settings["max_length"], scratch)))
+            for file in Path(options.model).iterdir():
+                if file.is_file() and not (whole / file.name).exists():
+                    shutil.copy(file, whole)  # the tokenizer's
+            length = max_length(options.name, options.model)
+            print(json.dumps(PEERS[options.only](rows, str(whole), length, scratch)))
         return
     found: dict[str, list[dict[str, float]]] = {peer: [] for peer in PEERS}
     for number in range(options.rounds):

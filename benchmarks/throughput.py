@@ -175,6 +175,13 @@ PEERS: dict[str, Callable[..., dict[str, float]]] = {
 }
 
 
+def max_length(name: str, model: str) -> int:
+    """Tokens at which a text is cut: no more than the model reads."""
+    from transformers import AutoConfig
+
+    return min(FILES[name]["max_length"], AutoConfig.from_pretrained(model).max_position_embeddings)
+
+
 def first_rows(source: Path, count: int, target: Path) -> Path:
     """The rows that all train on: labels as numbers, in a random order that is always the same."""
     with source.open(encoding="utf-8", newline="") as file:
@@ -214,7 +221,8 @@ def main() -> None:
     if options.only:
         with tempfile.TemporaryDirectory() as folder:
             train = first_rows(options.data / settings["file"], num_rows, Path(folder) / "train.csv")
-            rates = PEERS[options.only](train, options.model, settings["max_length"], num_rows, Path(folder))
+            length = max_length(options.name, options.model)
+            rates = PEERS[options.only](train, options.model, length, num_rows, Path(folder))
         print(json.dumps(rates))
         return
     found: dict[str, list[dict[str, float]]] = {peer: [] for peer in options.peers}

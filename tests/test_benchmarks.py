@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from toy import toy_chats, toy_descriptions, toy_questions, write_jsonl
+from toy import toy_chats, toy_descriptions, toy_questions, toy_rows, write_csv, write_jsonl
 from transformers import AutoTokenizer
 
 from lit_tune.data.collators import Padding
@@ -285,3 +285,19 @@ def test_faults_in_a_save_are_counted_beside_the_others(tmp_path):
     ours = [line for line in report["lines"] if line["system"] == "lit-tune"]
     assert sum(line["cases"] for line in ours) >= 3
     assert sum(line["stuck"] for line in ours) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["throughput.py", "evaluation.py"])
+def test_the_benchmarks_of_speed_run(script, tiny_model_dir, tmp_path):
+    (tmp_path / "rotten_tomatoes").mkdir()
+    write_csv(tmp_path / "rotten_tomatoes" / "train.csv", toy_rows(200, num_classes=2))
+    options = ["rotten_tomatoes", "--data", str(tmp_path), "--model", str(tiny_model_dir), "--rows", "192"]
+    command = [sys.executable, str(BENCHMARKS / script), *options, "--rounds", "1", "--output", str(tmp_path / "out")]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    found = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()]
+    assert {line["peer"] for line in found} >= {"lit_tune", "hf_trainer"}
+    assert all(line.get("examples_per_second", line.get("seconds")) > 0 for line in found)
+    if script == "evaluation.py":
+        assert found[0]["loss"] == pytest.approx(found[1]["loss"], rel=1e-2)  # Trainer takes a mean of batch means
