@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from parity.runs import Recorder
+from parity.runs import Recorder, plain_update
 from tiny_runs import Messages, built, fit
-from torch.nn.functional import cross_entropy
 from toy import make_tiny_model, toy_choices, toy_rows, toy_sentences, write_jsonl
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -126,14 +125,7 @@ def test_losses_equal_a_plain_loop_with_the_backbone_in_eval_mode(model_dir, tmp
     losses = []
     for epoch in range(EPOCHS):
         for ids in steps(ROWS, BATCH, 42, epoch):
-            batch = [content[i] for i in ids.tolist()]
-            inputs = tokenizer([r["text"] for r in batch], padding=True, return_tensors="pt")
-            loss = cross_entropy(model(**inputs).logits, torch.tensor([NAMES.index(r["label"]) for r in batch]))
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            losses.append(float(loss.detach()))
+            losses.append(plain_update(model, tokenizer, optimizer, [content[i] for i in ids.tolist()], NAMES))
     assert kept.num_calls == 0
     assert kept.losses == pytest.approx(losses, abs=1e-6)
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy
+from torch.nn.functional import cross_entropy
 
 from lit_tune.callbacks.eval_schedule import EvalSchedule
 from lit_tune.datamodule import TokenizedDataModule
@@ -115,6 +116,17 @@ def token_counts(tokenizer: Any, content: list[dict[str, Any]]) -> Any:
     """How long rows are, by their numbers: what decides which of them are trained on in one step."""
     counts = np.array([len(ids) for ids in tokenizer([row["text"] for row in content])["input_ids"]])
     return lambda rows: counts[rows]
+
+
+def plain_update(model: Any, tokenizer: Any, optimizer: Any, rows: list[dict[str, Any]], names: list[str]) -> float:
+    """A step of plain torch on some rows, as anyone would write it; its loss."""
+    inputs = tokenizer([row["text"] for row in rows], padding=True, return_tensors="pt")
+    loss = cross_entropy(model(**inputs).logits, torch.tensor([names.index(row["label"]) for row in rows]))
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    return float(loss.detach())
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:

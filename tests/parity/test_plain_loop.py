@@ -4,8 +4,7 @@ import json
 
 import pytest
 import torch
-from parity.runs import NO_DROPOUT, build, fit, token_counts
-from torch.nn.functional import cross_entropy
+from parity.runs import NO_DROPOUT, build, fit, plain_update, token_counts
 from toy import toy_rows
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_scheduler
 
@@ -51,15 +50,8 @@ def plain_loop(tiny_model_dir, content):
     losses, epoch = [], 0
     while len(losses) < STEPS:
         for ids in steps(ROWS, 16, 42, epoch, lengths):
-            batch = [content[i] for i in ids.tolist()]
-            inputs = tokenizer([r["text"] for r in batch], padding=True, return_tensors="pt")
-            loss = cross_entropy(model(**inputs).logits, torch.tensor([NAMES.index(r["label"]) for r in batch]))
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
+            losses.append(plain_update(model, tokenizer, optimizer, [content[i] for i in ids.tolist()], NAMES))
             schedule.step()
-            losses.append(float(loss.detach()))
             if len(losses) == STEPS:
                 break
         epoch += 1

@@ -6,9 +6,8 @@ import logging
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
-from parity.runs import NO_DROPOUT, fit, relative, token_counts
+from parity.runs import NO_DROPOUT, fit, plain_update, relative, token_counts
 from tiny_runs import Messages, fit_plain
-from torch.nn.functional import cross_entropy
 from toy import toy_rows, write_jsonl
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -75,13 +74,7 @@ def plain_loop(model_dir, content):
         for ids in steps(ROWS, 16, 42, epoch, lengths):
             if step == 7:
                 add(lambda n: "layer.0" in n, LR)
-            batch = [content[i] for i in ids.tolist()]
-            inputs = tokenizer([r["text"] for r in batch], padding=True, return_tensors="pt")
-            loss = cross_entropy(model(**inputs).logits, torch.tensor([NAMES.index(r["label"]) for r in batch]))
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
+            plain_update(model, tokenizer, optimizer, [content[i] for i in ids.tolist()], NAMES)
             step += 1
         weights.append({n: p.detach().clone() for n, p in model.named_parameters()})
     return weights
